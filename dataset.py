@@ -1,0 +1,544 @@
+"""The data: fetches the OASIS slices, verifies them and turns them into NumPy arrays.
+
+    python dataset.py                 fetch, verify, say what is there
+    python dataset.py --data PATH     the same for a folder or a zip that you already have
+
+The slices are axial sections of the OASIS-1 study (Marcus et al. 2007, Journal of Cognitive Neuroscience 19(9)): 8-bit
+grey PNGs of 256x256, 32 a case, each scaled to 0..255 on its own, split by case into three folders:
+
+    keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png
+
+The networks see them at 128x128, float32 in [-0.5, 0.5]. Nothing here imports TensorFlow.
+"""
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Callable, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SIZE = 128  # pixels a side, as the networks see a slice
+SPLITS = ("train", "validate", "test")
+DATASET = Path(__file__).parent / "dataset"  # where slices are fetched to
+TOP_FOLDER = "keras_png_slices_data"
+SOURCES = (  # third parties' copies, tried in this order; the content decides, not the address
+    "https://media.githubusercontent.com/media/uqEi/COMP3710-Pattern-Recognition/"
+    "bfe442962f9f1cbd31213e465e04a5df800fa3ad/keras_png_slices_data.zip",
+    "https://codeload.github.com/Rony-star666/COMP3710/zip/3ffd9e3f584baaad2193b3323ebe7d929cac0326",
+)
+DEPTH = 4  # folders between what a user names and a split folder; the GitHub archive has three
+ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
+TIMEOUT = 20  # seconds to connect, and without a byte
+MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
+
+
+class Genuine(NamedTuple):
+    """How the genuine split is known: `digest` is sha256 over the lines "<sha256>  <name>\\n" of its files by name."""
+
+    images: int
+    digest: str
+    landmarks: dict  # a few files and how their sha256 begins: tells a part of the genuine split from another set
+
+
+GENUINE = {
+    "train": Genuine(
+        9664,
+        "7aa4a274b710fb4b19ecb26d77cc5d937e0656df9b33f7bc47598026a8aa0bee",
+        {
+            "case_001_slice_0.nii.png": "5122fe4a",
+            "case_047_slice_7.nii.png": "afdc4c87",
+            "case_160_slice_12.nii.png": "6792d08f",
+            "case_209_slice_31.nii.png": "0baf9a41",
+            "case_261_slice_16.nii.png": "eb9845be",
+            "case_307_slice_21.nii.png": "3f054fb4",
+            "case_354_slice_26.nii.png": "c211218a",
+            "case_401_slice_3.nii.png": "8a9e8a1c",
+        },
+    ),
+    "validate": Genuine(1120, "fb144be5f278d3d1c72d464119185b08557bc083b4d64366a4d21bb555ee83ec", {}),
+    "test": Genuine(
+        544,
+        "1bfd3b0ce9406fdfb344c6eaf8e250e9fb000632358209cdc419a0e9cc1c52bc",
+        {
+            "case_441_slice_0.nii.png": "7e635d76",
+            "case_443_slice_7.nii.png": "3a14ab8d",
+            "case_446_slice_12.nii.png": "036a7b20",
+            "case_448_slice_31.nii.png": "5b325648",
+            "case_450_slice_16.nii.png": "3624a48d",
+            "case_452_slice_21.nii.png": "f40b0ec3",
+            "case_455_slice_26.nii.png": "5d63ce31",
+            "case_457_slice_3.nii.png": "c675a9f7",
+        },
+    ),
+}
+
+
+# --- what every script shares -----------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, with which file, and what to do."""
+
+
+def run(main):
+    """Call a script's `main`; what the user can mend ends as one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'operating system'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def add_data_arguments(parser):
+    """--data and --url, which `load_split` takes."""
+    parser.add_argument("--data", metavar="PATH", help=f"folder or zip of the slices (default: {DATASET.name}/{TOP_FOLDER}, "
+                        "fetched where it is missing)")  # fmt: skip
+    parser.add_argument("--url", default=os.environ.get("OASIS_URL"),
+                        help="address of the zip to try first (default: OASIS_URL of the environment, if set)")  # fmt: skip
+
+
+def add_model_arguments(parser):
+    """--models, --out and --no-show, which every script that uses the networks takes."""
+    parser.add_argument("--models", type=Path, default=Path(__file__).parent / "trained_models" / "faithful",
+                        metavar="DIR", help="folder of the weights (default: trained_models/faithful)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="DIR",
+                        help="folder for what is written (default: outputs)")  # fmt: skip
+    parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
+
+
+def positive(text):
+    """Argument type: a whole number of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def make_folder(folder):
+    """Create `folder` where it is missing, and make sure that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written(folder / ".writable") as path:
+            path.touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
+def written(path):
+    """Give a path to write; what was written takes the place of `path` only when it is whole."""
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def pyplot(no_show):
+    """matplotlib.pyplot, with windows where there is a display and they are wanted."""
+    import matplotlib
+
+    if no_show:
+        matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG and print where."""
+    with written(path) as part:
+        figure.savefig(part, format="png", dpi=120, bbox_inches="tight")
+    print(path)
+
+
+def show_figures(plt):
+    """Open the figures in windows, where there is a display, until they are closed."""
+    if plt.get_backend().lower() != "agg":
+        plt.show()
+
+
+def note(line):
+    """Say something to the user that is no result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- fetch ------------------------------------------------------------------------------------------------------------
+
+
+def fetch(splits, url=None):
+    """Download the slices and put those of `splits` that are missing into DATASET.
+
+    `url` is tried first and may hold any set of slices; what comes from SOURCES must be the genuine one.
+    """
+    make_folder(DATASET)
+    failures = []
+    for address in dict.fromkeys(filter(None, (url, *SOURCES))):
+        part = DATASET / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}.zip.part"
+        note(f"fetching {address}")
+        try:
+            download(address, part)
+            try:
+                unpack(part, splits, genuine=address != url)
+            finally:
+                part.unlink()  # unpacked or useless, and no start for a resumed transfer either
+            return
+        except UserError as error:
+            note(f"  {error}")
+            failures.append(f"{address}: {error}")
+    raise UserError(
+        "the slices could not be fetched from any address (reasons above): check the network and run again, name another "
+        f"address with --url, or a folder or zip with --data; last: {failures[-1]}"
+    )
+
+
+def download(url, part):
+    """Stream `url` to the file `part`, continuing where an earlier transfer broke off; retries what may pass."""
+    import requests
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _transfer(url, part)
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, _Retry) as error:
+            if attempt == ATTEMPTS:
+                raise UserError(f"gave up after {ATTEMPTS} attempts ({_reason(error)})") from error
+            note(f"  {_reason(error)}; trying again")
+            time.sleep(2 ** (attempt - 1))
+        except requests.RequestException as error:
+            raise UserError(f"cannot be requested ({error})") from error
+
+
+class _Retry(Exception):
+    """A transfer that failed in a way that may pass."""
+
+
+def _reason(error):
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    return re.sub(r"^<[^>]*>: |^\w+\([^)]*\): ", "", str(cause)) or type(error).__name__
+
+
+def _transfer(url, part):
+    import requests
+
+    start = part.stat().st_size if part.exists() else 0
+    # identity: a Range counts bytes of what is sent, so nothing may compress it on the way
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:  # nothing beyond `start`: it is whole, or not this file
+            if response.headers.get("Content-Range", "").endswith(f"/{start}"):
+                return
+            part.unlink()
+            raise _Retry("the server has fewer bytes than an earlier transfer left")
+        if response.status_code >= 500 or response.status_code == 429:
+            raise _Retry(f"HTTP status {response.status_code}")
+        if response.status_code >= 400:
+            raise UserError(f"HTTP status {response.status_code}")
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0  # a server without Range sends all from the beginning
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        _write(response.iter_content(1 << 18), part, start, total)
+
+
+def _write(chunks, part, start, total):
+    from tqdm import tqdm
+
+    with open(part, "ab" if start else "wb") as file, tqdm(
+        total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None
+    ) as bar:
+        for chunk in chunks:
+            if file.tell() == 0 and not chunk.startswith(b"PK"):
+                raise UserError("is not a zip" + (" but a web page" if b"<html" in chunk[:1024].lower() else ""))
+            try:
+                file.write(chunk)
+            except OSError as error:
+                raise UserError(f"{part}: cannot be written ({error.strerror}); free some space and run again") from error
+            bar.update(len(chunk))
+        end = file.tell()
+    if total is not None and end != total:
+        raise _Retry(f"the transfer ended after {end:,} of {total:,} bytes")
+    if end == 0:
+        raise UserError("sent nothing")
+
+
+def unpack(archive, splits, genuine):
+    """Put the split folders of a zip into DATASET: all that it has of SPLITS, or nothing.
+
+    Every split of `splits` must be in it, and all of SPLITS with the right digests where it must be `genuine`.
+    """
+    staging = DATASET / ".unpacking"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        for split in SPLITS:
+            members = _members(archive, split)
+            if not members and (genuine or split in splits):
+                raise UserError(f"the zip holds no {_folder_name(split)}")
+            digests = [_extract(member, staging / _folder_name(split)) for member in members]
+            if genuine and _digest(members, digests) != GENUINE[split].digest:
+                raise UserError(f"the {split} slices in the zip are not the genuine ones (their digest differs)")
+        (DATASET / TOP_FOLDER).mkdir(exist_ok=True)
+        for folder in staging.iterdir():
+            if not (DATASET / TOP_FOLDER / folder.name).exists():
+                folder.rename(DATASET / TOP_FOLDER / folder.name)
+    except OSError as error:
+        raise UserError(f"{DATASET}: cannot be written ({error.strerror}); free some space and run again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _extract(member, folder):
+    content = member.read()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / member.name).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- find -------------------------------------------------------------------------------------------------------------
+
+
+class Member(NamedTuple):
+    """One image of a split, in a folder or in a zip."""
+
+    name: str
+    where: str  # for messages
+    read: Callable[[], bytes]
+
+
+def find_slices(split, data=None, url=None):
+    """The Members of a split, in natural order; fetched where `data` is None and they are missing.
+
+    `data` is a folder or a zip; the split folder may lie up to DEPTH folders below it, or be it.
+    """
+    if data is None:
+        data = DATASET / TOP_FOLDER
+        if not (data / _folder_name(split)).is_dir():
+            fetch([split], url)
+        elif url:
+            note(f"note: {data} is there, so {url} is not fetched; delete that folder to fetch anew")
+    elif not Path(data).exists():
+        raise UserError(f"{data}: does not exist; name a folder or zip of slices with --data")
+    members = _members(Path(data), split)
+    if not members:
+        raise UserError(f"{data}: no slices in a folder {_folder_name(split)} here; the set is partial or another path is meant")
+    return sorted(members, key=lambda member: natural_order(member.name))
+
+
+def _folder_name(split):
+    return f"keras_png_slices_{split}"
+
+
+def _members(path, split):
+    return _folder_members(path, split) if path.is_dir() else _zip_members(path, split)
+
+
+def _folder_members(path, split):
+    name = _folder_name(split)
+    found = [path] if path.name == name else []
+    for depth in range(DEPTH):
+        found = found or [folder for folder in sorted(path.glob("*/" * depth + name)) if "__MACOSX" not in folder.parts]
+    files = [file for file in found[0].iterdir() if file.is_file()] if found else []
+    return [Member(file.name, str(file), file.read_bytes) for file in files if not _litter(file.name)]
+
+
+def _zip_members(path, split):
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: neither a folder nor a sound zip ({error})") from error
+    folders = {}
+    for info in archive.infolist():
+        member = PurePosixPath(info.filename.replace("\\", "/"))
+        if member.is_absolute() or ".." in member.parts or ":" in member.parts[0]:
+            raise UserError(f"{path}: refused, its member {info.filename!r} would land outside the folder it is unpacked to")
+        if member.parent.name == _folder_name(split) and "__MACOSX" not in member.parts:
+            if not info.is_dir() and not _litter(member.name):
+                folders.setdefault(member.parent, []).append(info)
+    shallowest = min(folders, key=lambda folder: len(folder.parts), default=None)
+    return [_zip_member(path, archive, info) for info in folders.get(shallowest, [])]
+
+
+def _zip_member(path, archive, info):
+    def read():
+        try:
+            return archive.read(info)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{path}: the zip is corrupt at {info.filename} ({error}); fetch it again") from error
+
+    return Member(PurePosixPath(info.filename).name, f"{path}: {info.filename}", read)
+
+
+def _litter(name):
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def natural_order(name):
+    """Sort key by which slice 2 comes before slice 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def case_of(name):
+    """The case ("case_441") that a slice belongs to; a name that tells none is a case of its own."""
+    found = re.search(r"case_\d+", name)
+    return found[0] if found else name
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+class Slices(NamedTuple):
+    """A split: images (N, 128, 128, 1) float32 in [-0.5, 0.5], their file names, and the digest of the files."""
+
+    images: np.ndarray
+    names: list
+    digest: str
+
+
+def load_split(split, data=None, url=None):
+    """The Slices of a split ("train", "validate", "test") in natural order: by case, then slice.
+
+    `data` is a folder or zip that the user has; without it the slices are in DATASET, fetched where missing, from
+    `url` first. Raises UserError where they are missing, partial, broken or not images.
+    """
+    members = find_slices(split, data, url)
+    images = np.empty((len(members), SIZE, SIZE, 1), np.float32)
+
+    def load(index):
+        content = members[index].read()
+        images[index] = prepare(decode(content, members[index].where))
+        return hashlib.sha256(content).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        digests = list(pool.map(load, range(len(members))))
+    digest = _digest(members, digests)
+    _check_genuine(split, members, digests, digest)
+    return Slices(images, [member.name for member in members], digest)
+
+
+def is_genuine(split, digest):
+    return digest == GENUINE[split].digest
+
+
+def _digest(members, digests):
+    lines = sorted((member.name, digest) for member, digest in zip(members, digests))
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
+
+
+def _check_genuine(split, members, digests, digest):
+    if is_genuine(split, digest):
+        return
+    folder = Path(members[0].where).parent
+    known = GENUINE[split].landmarks
+    landmark = any(digest.startswith(known.get(member.name, "-")) for member, digest in zip(members, digests))
+    if landmark and len(members) < GENUINE[split].images:
+        missing = GENUINE[split].images - len(members)
+        raise UserError(
+            f"{folder}: partial, {missing:,} of the {GENUINE[split].images:,} slices of the genuine {split} split are "
+            "missing; delete the folder and run again to fetch it, or name a whole one with --data"
+        )
+    note(f"note: {folder} is not the genuine OASIS {split} split ({len(members):,} images, another digest); used as it is")
+
+
+def decode(content, where):
+    """Grey levels (H, W) float32, 0 to 255, of the bytes of an image file.
+
+    Colours become luminance, transparency black; 16-bit and float images are scaled by their own minimum and maximum,
+    as the slices were. Raises UserError, naming `where`, for what is empty, broken, too large or no image.
+    """
+    if not content:
+        raise UserError(f"{where}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
+            image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(f"{where}: {image.width}x{image.height} pixels are too many; shrink it first")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return _stretch(np.asarray(image, np.float32))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        return np.asarray(image.convert("L"), np.float32)
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{where}: not an image") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{where}: far too many pixels; shrink it first") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything for a broken file
+        raise UserError(f"{where}: a broken image ({error})") from error
+
+
+def _stretch(levels):
+    levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = levels.min(), levels.max()
+    return (levels - low) * (255 / (high - low)) if high > low else np.zeros_like(levels)
+
+
+def prepare(levels):
+    """Grey levels (H, W) in 0..255 to an image (128, 128, 1) float32 in [-0.5, 0.5], padded to a square with black."""
+    height, width = levels.shape
+    side = max(height, width)
+    if height != width:
+        top, left = (side - height) // 2, (side - width) // 2
+        levels = np.pad(levels, ((top, side - height - top), (left, side - width - left)))
+    if side != SIZE:
+        # the mean of the pixels under each new one; at half size this is bilinear with half-pixel centres
+        how = Image.Resampling.BOX if side > SIZE else Image.Resampling.BILINEAR
+        levels = np.asarray(Image.fromarray(levels).resize((SIZE, SIZE), how))
+    return levels[..., None] / np.float32(255) - np.float32(0.5)
+
+
+def load_image(path):
+    """Any image file (PNG, JPEG, BMP, GIF, ...; any size and colours) as (128, 128, 1) float32 in [-0.5, 0.5]."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name an image file")
+    try:
+        return prepare(decode(path.read_bytes(), path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def save_image(path, image):
+    """Write an image (H, W, 1) in [-0.5, 0.5] as an 8-bit grey PNG."""
+    levels = np.round((np.clip(image[..., 0], -0.5, 0.5) + 0.5) * 255).astype(np.uint8)
+    with written(Path(path)) as part:
+        Image.fromarray(levels).save(part, format="PNG")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fetch the OASIS slices, verify them, and say what is there.")
+    add_data_arguments(parser)
+    args = parser.parse_args()
+    for split in ("train", "test", "validate"):
+        if split == "validate" and not _members(Path(args.data or DATASET / TOP_FOLDER), split):
+            print("validate: not there, and not needed")
+            continue
+        slices = load_split(split, args.data, args.url)
+        cases = len({case_of(name) for name in slices.names})
+        print(f"{split}: {len(slices.names):,} slices of {cases} cases, {'' if is_genuine(split, slices.digest) else 'not '}genuine; "
+              f"array {slices.images.shape} float32, variance {slices.images.var():.5f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,488 @@
+"""The networks: a VQ-VAE that turns slices into codes and back, a PixelCNN that learns the codes, and SSIM.
+
+A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent vectors; the vector quantizer replaces
+each by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code indices; the
+decoder turns the grid back into a slice. The PixelCNN is the prior over such grids: it gives the probability of every
+code from the codes before it in raster order (row by row), so that new grids can be drawn code by code and decoded.
+
+    van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937        (VQ-VAE)
+    van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, 1606.05328  (PixelCNN)
+    Wang et al. 2004, Image Quality Assessment, IEEE Transactions on Image Processing 13(4)    (SSIM)
+
+Every constructor argument of a network lands in the config.json beside its weights, so `load_vqvae(folder)` and
+`load_pixelcnn(folder)` need no other argument.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from dataset import UserError, save_image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """Point file descriptor 2 at nothing: TensorFlow's C++ code greets there before any log level is read."""
+    saved = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
+with _silent_stderr():
+    import tensorflow as tf
+    import keras
+from keras import layers, ops
+
+BATCH = 128  # images or grids at a time where a whole array goes through a network
+
+
+# --- the VQ-VAE -------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class VectorQuantizer(layers.Layer):
+    """Replaces each latent vector by the nearest codebook vector (arXiv 1711.00937, section 3).
+
+    Called on latents (N, h, w, D) float it returns
+    - quantized (N, h, w, D) float32, whose gradient goes straight through to the latents,
+    - code indices (N, h, w) int32 in [0, num_embeddings),
+    - the loss, a float32 scalar: codebook loss + commitment_cost x commitment loss (equation 3).
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
+        super().__init__(dtype="float32", **kwargs)  # distances of near ties want all 24 bits
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+
+    def build(self, input_shape):
+        if input_shape[-1] != self.embedding_dim:
+            raise ValueError(f"latents have {input_shape[-1]} channels, the codebook {self.embedding_dim}")
+        self.codebook = self.add_weight(
+            shape=(self.num_embeddings, self.embedding_dim), initializer="uniform", name="codebook"
+        )
+
+    def nearest(self, latents):
+        """Indices (..., ) int32 of the codebook vectors nearest to latents (..., D) by squared distance."""
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every code
+        distances = ops.sum(self.codebook**2, axis=1) - 2 * ops.matmul(latents, ops.transpose(self.codebook))
+        return ops.cast(ops.argmin(distances, axis=-1), "int32")
+
+    def lookup(self, codes):
+        """Codebook vectors (..., D) of code indices (...)."""
+        return ops.take(self.codebook, codes, axis=0)
+
+    def call(self, latents):
+        codes = self.nearest(latents)
+        quantized = self.lookup(codes)
+        codebook_loss = ops.mean((ops.stop_gradient(latents) - quantized) ** 2)
+        commitment_loss = ops.mean((latents - ops.stop_gradient(quantized)) ** 2)
+        straight_through = latents + ops.stop_gradient(quantized - latents)
+        return straight_through, codes, codebook_loss + self.commitment_cost * commitment_loss
+
+    def get_config(self):
+        return super().get_config() | {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "commitment_cost": self.commitment_cost,
+        }
+
+
+def build_encoder(size, filters, bottleneck, latent_dim):
+    """Slices (size, size, 1) to latents (h, h, latent_dim), h = size / 2**len(filters)."""
+    convolution = {"kernel_size": 3, "padding": "same", "activation": "relu"}
+    return keras.Sequential(
+        [
+            keras.Input((size, size, 1)),
+            *[layers.Conv2D(channels, strides=2, **convolution) for channels in filters],
+            layers.Conv2D(bottleneck, **convolution),
+            layers.Conv2D(latent_dim, kernel_size=1),
+        ],
+        name="encoder",
+    )
+
+
+def build_decoder(size, filters, bottleneck, latent_dim):
+    """Quantized latents (h, h, latent_dim) to slices (size, size, 1): the encoder mirrored."""
+    grid = size // 2 ** len(filters)
+    convolution = {"kernel_size": 3, "padding": "same"}
+    return keras.Sequential(
+        [
+            keras.Input((grid, grid, latent_dim)),
+            layers.Conv2DTranspose(bottleneck, activation="relu", **convolution),
+            *[
+                layers.Conv2DTranspose(channels, strides=2, activation="relu", **convolution)
+                for channels in reversed(filters)
+            ],
+            layers.Conv2DTranspose(1, **convolution),
+        ],
+        name="decoder",
+    )
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class VQVAE(keras.Model):
+    """Encoder, vector quantizer and decoder (arXiv 1711.00937).
+
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns their reconstructions (same shape and range,
+    not clipped), their code indices (N, h, h) int32 and the quantizer's loss. `decode(encode(images))` gives the same
+    reconstructions, in batches.
+    """
+
+    def __init__(self, *, size, filters, bottleneck, latent_dim, num_embeddings, commitment_cost, **kwargs):
+        super().__init__(**kwargs)
+        shape = {"size": size, "filters": tuple(filters), "bottleneck": bottleneck, "latent_dim": latent_dim}
+        self.config = shape | {"num_embeddings": num_embeddings, "commitment_cost": commitment_cost}
+        self.encoder = build_encoder(**shape)
+        self.quantizer = VectorQuantizer(num_embeddings, latent_dim, commitment_cost, name="quantizer")
+        self.quantizer.build(self.encoder.output_shape)
+        self.decoder = build_decoder(**shape)
+        self.built = True
+
+    def call(self, images, training=False):
+        quantized, codes, loss = self.quantizer(self.encoder(images, training=training), training=training)
+        return self.decoder(quantized, training=training), codes, loss
+
+    @property
+    def grid(self):
+        """(h, w) of the grid of codes."""
+        return self.encoder.output_shape[1:3]
+
+    def encode(self, images):
+        """Code indices (N, h, w) int32 of images (N, size, size, 1)."""
+        return in_batches(self._encode, images)
+
+    def decode(self, codes):
+        """Images (N, size, size, 1) float32, within [-0.5, 0.5], of code indices (N, h, w)."""
+        return in_batches(self._decode, codes)
+
+    @tf.function(reduce_retracing=True)
+    def _encode(self, images):
+        return self.quantizer.nearest(ops.cast(self.encoder(images), "float32"))
+
+    @tf.function(reduce_retracing=True)
+    def _decode(self, codes):
+        return ops.clip(ops.cast(self.decoder(self.quantizer.lookup(codes)), "float32"), -0.5, 0.5)
+
+    def get_config(self):
+        return super().get_config() | self.config
+
+
+def in_batches(function, array):
+    """NumPy array of `function` applied to `array` in batches along its first axis."""
+    return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in range(0, max(1, len(array)), BATCH)])
+
+
+def code_usage(counts):
+    """Share of codes in use and perplexity, from the number of times that each code occurred (K,).
+
+    Perplexity is the exponential of the entropy of the codes: K where all are equally frequent, 1 where one rules.
+    """
+    share = np.asarray(counts, np.float64) / np.sum(counts)
+    used = share[share > 0]
+    return len(used) / len(share), float(np.exp(-np.sum(used * np.log(used))))
+
+
+# --- the PixelCNN -----------------------------------------------------------------------------------------------------
+
+
+def causal_mask(kernel_size, mask_type):
+    """Mask (k, k, 1, 1) float32 of a kernel that must not look ahead in raster order (arXiv 1606.05328).
+
+    Rows above the centre and positions left of it are 1; the centre itself is 0 in type "A" (the first layer, which
+    must not see the code that it predicts) and 1 in type "B" (later layers, where the centre holds no such code).
+    """
+    if mask_type not in ("A", "B"):
+        raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
+    centre = kernel_size // 2
+    mask = np.zeros((kernel_size, kernel_size, 1, 1), np.float32)
+    mask[:centre] = 1
+    mask[centre, : centre + (mask_type == "B")] = 1
+    return mask
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class MaskedConv2D(layers.Conv2D):
+    """A convolution, same padding and ReLU, that sees no later position; see `causal_mask`."""
+
+    def __init__(self, filters, kernel_size, mask_type, **kwargs):
+        super().__init__(filters, kernel_size, **{"padding": "same", "activation": "relu"} | kwargs)
+        self.mask_type = mask_type
+        self.mask = causal_mask(self.kernel_size[0], mask_type)
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel * ops.cast(self.mask, kernel.dtype))
+
+    def get_config(self):
+        return super().get_config() | {"mask_type": self.mask_type}
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class ResidualBlock(layers.Layer):
+    """1x1 convolution, masked 3x3 type B to half the filters, 1x1 back, added to the input (N, h, w, filters)."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.reduce = layers.Conv2D(filters, 1, activation="relu", name="reduce")
+        self.masked = MaskedConv2D(filters // 2, 3, mask_type="B", name="masked")
+        self.expand = layers.Conv2D(filters, 1, activation="relu", name="expand")
+
+    def build(self, input_shape):
+        self.reduce.build(input_shape)
+        self.masked.build((*input_shape[:-1], self.filters))
+        self.expand.build((*input_shape[:-1], self.filters // 2))
+
+    def call(self, inputs):
+        return inputs + self.expand(self.masked(self.reduce(inputs)))
+
+    def get_config(self):
+        return super().get_config() | {"filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class PixelCNN(keras.Model):
+    """The prior over grids of codes (arXiv 1606.05328, without gates).
+
+    Called on code indices (N, h, w) int32 it returns logits (N, h, w, num_embeddings) float32; those at a code depend
+    on the codes before it in raster order alone.
+    """
+
+    def __init__(self, *, grid, num_embeddings, filters, residual_blocks, masked_layers, **kwargs):
+        super().__init__(**kwargs)
+        self.grid = tuple(grid)
+        self.num_embeddings = num_embeddings
+        self.config = {
+            "grid": self.grid,
+            "num_embeddings": num_embeddings,
+            "filters": filters,
+            "residual_blocks": residual_blocks,
+            "masked_layers": masked_layers,
+        }
+        self.first = MaskedConv2D(filters, 7, mask_type="A", name="first")
+        self.blocks = [ResidualBlock(filters, name=f"block_{i}") for i in range(residual_blocks)]
+        self.masked = [MaskedConv2D(filters, 1, mask_type="B", name=f"masked_{i}") for i in range(masked_layers)]
+        self.head = layers.Conv2D(num_embeddings, 1, dtype="float32", name="head")
+        self.first.build((None, *self.grid, num_embeddings))
+        for layer in [*self.blocks, *self.masked, self.head]:
+            layer.build((None, *self.grid, filters))
+        self.built = True
+
+    def call(self, codes, training=False):
+        x = self.first(ops.one_hot(codes, self.num_embeddings, dtype=self.compute_dtype))
+        for layer in [*self.blocks, *self.masked]:
+            x = layer(x)
+        return self.head(x)
+
+    def get_config(self):
+        return super().get_config() | self.config
+
+
+def cross_entropy(codes, logits):
+    """Nats (...) float32 that codes (...) int cost under logits (..., K); divide by log 2 for bits."""
+    return keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True)
+
+
+def categorical(logits, temperature=1.0):
+    """The prior's distribution at each code, from logits (..., K): a `tfp.distributions.Categorical`."""
+    import tensorflow_probability as tfp  # takes seconds, so only what asks for the distribution pays
+
+    return tfp.distributions.Categorical(logits=logits / temperature)
+
+
+def sample(pixelcnn, num, seed, temperature=1.0):
+    """Draw code indices (num, h, w) int32 from the prior.
+
+    Ancestral sampling: in raster order, each code from the distribution given those before it. Temperature divides
+    the logits: below 1 the likely becomes likelier. The same seed draws the same codes.
+    """
+    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+    return in_batches(lambda batch: _sample(pixelcnn, batch, tf.constant(temperature, tf.float32)), uniforms)
+
+
+@tf.function(reduce_retracing=True)
+def _sample(pixelcnn, uniforms, temperature):
+    """One code per uniform number (N, h, w) in [0, 1), by inverting the cumulative distribution."""
+    height, width = pixelcnn.grid
+    codes = tf.zeros_like(uniforms, tf.int32)
+    for position in tf.range(height * width):
+        here = tf.one_hot(position, height * width, on_value=True, off_value=False)
+        here = tf.reshape(here, (height, width))
+        cumulative = tf.cumsum(tf.nn.softmax(tf.boolean_mask(pixelcnn(codes), here, axis=1)[:, 0] / temperature), axis=-1)
+        drawn = tf.boolean_mask(uniforms, here, axis=1)
+        # the last code takes what rounding leaves between the cumulative sum and 1
+        code = tf.reduce_sum(tf.cast(cumulative[:, :-1] <= drawn, tf.int32), axis=-1)
+        codes = tf.where(here, code[:, None, None], codes)
+    return codes
+
+
+def sample_plain(pixelcnn, num, seed, temperature=1.0):
+    """What `sample` must equal: one whole forward pass per code, its distribution from TensorFlow Probability."""
+    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+    codes = np.zeros(uniforms.shape, np.int32)
+    for row, column in np.ndindex(pixelcnn.grid):
+        prior = categorical(pixelcnn(codes)[:, row, column], temperature)
+        cumulative = np.cumsum(prior.probs_parameter(), axis=-1)[:, :-1]
+        codes[:, row, column] = np.sum(cumulative <= uniforms[:, row, column, None], axis=-1)
+    return codes
+
+
+# --- likeness of images -----------------------------------------------------------------------------------------------
+
+
+def ssim(images, others):
+    """Structural similarity (N,) float32, at most 1, of images (N, H, W, 1) in [-0.5, 0.5] to others.
+
+    Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03. The images are shifted to [0, 1] first,
+    data range 1: the luminance term compares means, which are meaningless around 0.
+    """
+    both = np.concatenate([images, others], axis=-1)
+    return in_batches(lambda pair: _ssim(tf.constant(pair[..., :1]), tf.constant(pair[..., 1:])), both)
+
+
+@tf.function(reduce_retracing=True)
+def _ssim(images, others):
+    return tf.image.ssim(_to_unit(images), _to_unit(others), max_val=1.0)
+
+
+def _to_unit(images):
+    return tf.clip_by_value(images + 0.5, 0.0, 1.0)
+
+
+def psnr(images, others):
+    """Peak signal-to-noise ratio (N,) in dB, for a data range of 1, of images (N, H, W, 1) to others."""
+    with np.errstate(divide="ignore"):  # equal images: infinite
+        return -10 * np.log10(np.mean((images - others) ** 2, axis=(1, 2, 3)))
+
+
+# --- sets of weights --------------------------------------------------------------------------------------------------
+
+CONFIG, VQVAE_WEIGHTS, PIXELCNN_WEIGHTS, MEAN_IMAGE = SET = (
+    "config.json",
+    "vqvae.weights.h5",
+    "pixelcnn.weights.h5",
+    "mean_image.png",
+)
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load_config(folder):
+    """config.json of the set in `folder`."""
+    path = _current(folder) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no trained weights here ({CONFIG} is missing); name another --models, or run train.py")
+    try:
+        config = json.loads(path.read_text())
+        config["vqvae"]["network"], config["pixelcnn"]["network"]
+        return config
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the configuration of a set of weights ({error!r}); restore it or run train.py")
+
+
+def load_vqvae(folder):
+    """The VQVAE of the set in `folder`."""
+    return _load(VQVAE, VQVAE_WEIGHTS, folder, load_config(folder)["vqvae"])
+
+
+def load_pixelcnn(folder):
+    """The PixelCNN of the set in `folder`; refused where it was trained on the codes of another VQ-VAE."""
+    config = load_config(folder)
+    if config["pixelcnn"].get("trained_on") != config["vqvae"].get("sha256"):
+        raise UserError(f"{folder}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
+    return _load(PixelCNN, PIXELCNN_WEIGHTS, folder, config["pixelcnn"])
+
+
+def _load(network, filename, folder, config):
+    path = _current(folder) / filename
+    if not path.is_file():
+        raise UserError(f"{path}: missing; restore it or run train.py")
+    try:
+        model = network(**config["network"])
+        model.load_weights(path)
+    except OSError as error:
+        raise UserError(f"{path}: truncated or not a weights file ({_first_line(error)}); restore it or run train.py")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: does not fit the network in {CONFIG} ({_first_line(error)}); restore both or run train.py")
+    if sha256(path) != config.get("sha256"):
+        raise UserError(f"{path}: not the weights that {CONFIG} describes, but altered or of another training; restore it")
+    return model
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save_models(folder, vqvae, pixelcnn, config, mean_image):
+    """Write a set of weights beside `folder`, then swap it in whole.
+
+    `config` has {"network": constructor arguments, ...} under "vqvae" and "pixelcnn"; the digests of the weights are
+    added. `mean_image` (size, size, 1) is the mean of the training images.
+    """
+    staging = make_staging(folder)
+    vqvae.save_weights(staging / VQVAE_WEIGHTS)
+    pixelcnn.save_weights(staging / PIXELCNN_WEIGHTS)
+    config["vqvae"]["sha256"] = config["pixelcnn"]["trained_on"] = sha256(staging / VQVAE_WEIGHTS)
+    config["pixelcnn"]["sha256"] = sha256(staging / PIXELCNN_WEIGHTS)
+    save_image(staging / MEAN_IMAGE, mean_image)
+    (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    _swap(staging, Path(folder))
+
+
+def make_staging(folder):
+    """An empty folder beside `folder` to write a new set to; UserError where it could not be swapped in later."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; name a folder with --models")
+    strangers = [entry.name for entry in folder.glob("[!.]*") if entry.name not in SET] if folder.exists() else []
+    if strangers:
+        raise UserError(f"{folder}: holds other files ({strangers[0]}) and is replaced whole; give --models a folder of its own")
+    staging = _beside(folder, "tmp")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{staging}: cannot be written ({error.strerror}); name another folder with --models") from error
+    return staging
+
+
+def checkpoint_folder(folder):
+    """Where a training that will write the set in `folder` keeps its checkpoints."""
+    return _beside(folder, "checkpoint")
+
+
+def _beside(folder, ending):
+    return Path(os.path.abspath(folder) + "." + ending)
+
+
+def _current(folder):
+    """Where the set of `folder` is: beside it, whole, if a swap was cut between its two renames."""
+    new = _beside(folder, "new")
+    return new if new.is_dir() and not Path(folder).exists() else Path(folder)
+
+
+def _swap(staging, folder):
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    if _current(folder) == new:  # an earlier swap was cut
+        new.rename(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    staging.rename(new)  # from here on `new` is whole
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

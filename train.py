@@ -1,0 +1,390 @@
+"""Trains the VQ-VAE on the training slices, then the PixelCNN on their codes, and stores both.
+
+    python train.py             train and replace trained_models/faithful
+    python train.py --resume    continue a training that was interrupted
+
+The VQ-VAE minimises the squared error of its reconstructions, divided by the variance of the data so that 1 is the
+error of a constant image, plus the losses of its quantizer. The PixelCNN minimises the cross-entropy of the codes that
+the trained VQ-VAE gives the slices. Every epoch ends with a checkpoint beside the folder of the weights; the weights
+that were there stay in use until the new ones are complete.
+
+TensorFlow is imported inside functions here and in the other scripts: --help and wrong usage should not wait for it.
+"""
+import argparse
+import hashlib
+import json
+import math
+import platform
+import shlex
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import dataset
+from dataset import UserError, note, positive, written
+
+NETWORK = {"size": dataset.SIZE, "filters": (32, 32, 64, 64), "bottleneck": 128, "commitment_cost": 0.25}
+PIXELCNN_FILTERS = 128
+VQVAE_LEARNING_RATE = 1e-3
+PIXELCNN_LEARNING_RATE = 3e-4
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--latent-dim", type=positive, default=16, metavar="N", help="numbers in a codebook vector")
+    add("--embeddings", type=positive, default=128, metavar="N", help="vectors in the codebook")
+    add("--vqvae-epochs", type=positive, default=30, metavar="N", help="epochs of the VQ-VAE")
+    add("--vqvae-batch-size", type=positive, default=128, metavar="N", help="slices in a step of the VQ-VAE")
+    add("--residual-blocks", type=positive, default=2, metavar="N", help="residual blocks of the PixelCNN")
+    add("--masked-layers", type=positive, default=2, metavar="N", help="masked 1x1 layers of the PixelCNN after them")
+    add("--pixelcnn-epochs", type=positive, default=30, metavar="N", help="epochs of the PixelCNN")
+    add("--pixelcnn-batch-size", type=positive, default=128, metavar="N", help="grids in a step of the PixelCNN")
+    add("--validation-share", type=share, default=0.1, metavar="X", help="share of the cases held out from the PixelCNN")
+    add("--seed", type=int, default=0, metavar="N", help="of the initial weights, the shuffling and the held-out cases")
+    add("--resume", action="store_true", help="continue an interrupted training from its last finished epoch")
+    dataset.add_data_arguments(parser)
+    dataset.add_model_arguments(parser)
+    return parser.parse_args()
+
+
+def share(text):
+    """Argument type: a number between 0 and 1, both excluded."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+
+
+# --- a training and its checkpoints -----------------------------------------------------------------------------------
+
+
+class Training:
+    """A model in training: everything that a checkpoint holds.
+
+    `settings` is what a resumed training must have in common with the interrupted one. `history` has a dict of
+    figures for each finished epoch; `best` the weights of the epoch whose figure `monitor` was lowest, if one is named.
+    """
+
+    def __init__(self, name, model, learning_rate, settings, path, monitor=None):
+        import keras
+
+        self.name, self.model, self.settings, self.path, self.monitor = name, model, settings, path, monitor
+        self.optimizer = keras.optimizers.Adam(learning_rate)
+        self.optimizer.build(model.trainable_variables)
+        self.history, self.best = [], []
+
+    @property
+    def best_epoch(self):
+        """The number, from 1, of the epoch whose weights are kept."""
+        if self.monitor is None:
+            return len(self.history)
+        return 1 + int(np.argmin([epoch[self.monitor] for epoch in self.history]))
+
+    def finish_epoch(self, figures):
+        self.history.append(figures)
+        if self.monitor and self.best_epoch == len(self.history):
+            self.best = self.model.get_weights()
+        self._save()
+
+    def _variables(self):
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def _save(self):
+        state = json.dumps({"settings": self.settings, "history": self.history})
+        arrays = {f"variable_{i}": np.asarray(variable) for i, variable in enumerate(self._variables())}
+        arrays |= {f"best_{i}": weight for i, weight in enumerate(self.best)}
+        with written(self.path) as part:
+            np.savez(part, state=state, **arrays)
+
+    def restore(self):
+        """Take up the checkpoint, if there is one."""
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path) as saved:
+                state = json.loads(str(saved["state"]))
+                self._check(state["settings"])
+                self.history = state["history"]
+                for i, variable in enumerate(self._variables()):
+                    variable.assign(saved[f"variable_{i}"])
+                self.best = [saved[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.path}: a broken checkpoint ({error}); delete it or train without --resume") from error
+        note(f"{self.name}: continuing after epoch {len(self.history)}")
+
+    def _check(self, saved):
+        for name, value in json.loads(json.dumps(self.settings)).items():
+            if saved.get(name) != value:
+                raise UserError(f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; "
+                                "call train.py as then, or without --resume to start afresh")  # fmt: skip
+
+    def keep_best(self):
+        if self.best:
+            self.model.set_weights(self.best)
+
+
+def make_step(training, loss, arrays):
+    """A compiled training step on a batch of each array; returns the figures that `loss(model, *batch)` gives."""
+    import tensorflow as tf
+
+    model, optimizer = training.model, training.optimizer
+
+    # one graph for batches of any size: a resumed training must not compute by another than the interrupted one
+    @tf.function(input_signature=[tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays])
+    def step(*batch):
+        with tf.GradientTape() as tape:
+            value, figures = loss(model, *batch)
+        optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+        return figures
+
+    return step
+
+
+def shuffled(count, batch_size, seed):
+    """Batches of indices that together are 0..count-1 in an order given by the seed."""
+    order = np.random.default_rng(seed).permutation(count)
+    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+
+
+def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
+    """Train until `epochs` epochs are finished.
+
+    `loss(model, *batch)`, called on a batch of each of `arrays`, returns the loss and figures to report: means over
+    the batch, or sums where the name ends in "counts". `summarise` turns their means (sums) over an epoch into the
+    epoch's figures and a line to print.
+    """
+    import keras
+
+    step = make_step(training, loss, arrays)
+    count = len(arrays[0])
+    for epoch in range(len(training.history), epochs):
+        print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
+        began = time.perf_counter()
+        batches = shuffled(count, batch_size, (seed, epoch))
+        progress = keras.utils.Progbar(len(batches), verbose=1 if sys.stdout.isatty() else 2)
+        totals = {}
+        for number, batch in enumerate(batches, start=1):
+            for name, value in step(*[array[batch] for array in arrays]).items():
+                weight = 1 if name.endswith("counts") else len(batch) / count
+                totals[name] = totals.get(name, 0) + weight * np.asarray(value, np.float64)
+            progress.update(number, [("loss", totals["loss"] * count / min(count, number * batch_size))])
+        figures, line = summarise(totals)
+        training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
+        print(line, flush=True)
+
+
+# --- the two models ---------------------------------------------------------------------------------------------------
+
+
+def train_vqvae(images, settings, args, path):
+    """Train a VQVAE on images (N, 128, 128, 1); returns its Training."""
+    import keras
+    from keras import ops
+
+    import modules
+
+    keras.utils.set_random_seed(args.seed)
+    model = modules.VQVAE(**NETWORK, latent_dim=args.latent_dim, num_embeddings=args.embeddings)
+    variance = settings["variance"]
+    settings = settings | {"latent_dim": args.latent_dim, "embeddings": args.embeddings, "batch_size": args.vqvae_batch_size}
+    training = Training("VQ-VAE", model, VQVAE_LEARNING_RATE, settings, path)
+
+    def loss(model, images):
+        reconstructions, codes, quantizer_loss = model(images, training=True)
+        reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+        total = reconstruction_loss + quantizer_loss
+        counts = ops.bincount(ops.reshape(codes, (-1,)), minlength=args.embeddings)
+        return total, {
+            "loss": total,
+            "reconstruction_loss": reconstruction_loss,
+            "quantizer_loss": quantizer_loss,
+            "code_counts": counts,
+        }
+
+    def summarise(totals):
+        in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
+        figures = {name: float(value) for name, value in totals.items()}
+        line = (f"  loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
+                f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}")  # fmt: skip
+        return figures | {"codes_in_use": in_use, "perplexity": perplexity}, line
+
+    if args.resume:
+        training.restore()
+    fit(training, loss, summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed)
+    return training
+
+
+def hold_out(cases, share, seed):
+    """The held-out cases, sorted: a share (at least one) of the cases, drawn by the seed.
+
+    By case and not by slice: neighbouring slices of one head are nearly the same.
+    """
+    distinct = sorted(set(cases))
+    if len(distinct) < 2:
+        raise UserError("the training split has one case only, so none can be held out; train on at least two cases")
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
+
+
+def train_pixelcnn(codes, held_out, settings, args, path):
+    """Train a PixelCNN on codes (N, h, w), of which those in the mask `held_out` (N,) validate; returns its Training."""
+    import keras
+    import tensorflow as tf
+    from keras import ops
+
+    import modules
+
+    keras.utils.set_random_seed(args.seed)
+    model = modules.PixelCNN(
+        grid=codes.shape[1:],
+        num_embeddings=args.embeddings,
+        filters=PIXELCNN_FILTERS,
+        residual_blocks=args.residual_blocks,
+        masked_layers=args.masked_layers,
+    )
+    settings = settings | {
+        "residual_blocks": args.residual_blocks,
+        "masked_layers": args.masked_layers,
+        "batch_size": args.pixelcnn_batch_size,
+        "validation_share": args.validation_share,
+    }
+    training = Training("PixelCNN", model, PIXELCNN_LEARNING_RATE, settings, path, monitor="validation_loss")
+
+    def loss(model, codes):
+        logits = model(codes, training=True)
+        total = ops.mean(modules.cross_entropy(codes, logits))
+        accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
+        return total, {"loss": total, "accuracy": accuracy}
+
+    train, validation = codes[~held_out], codes[held_out]
+    evaluate = tf.function(lambda batch: loss(model, batch)[1], input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)])
+
+    def summarise(totals):
+        figures = {name: float(value) for name, value in totals.items()}
+        for name in figures.copy():
+            figures[f"validation_{name}"] = 0.0
+        for i in range(0, len(validation), modules.BATCH):
+            batch = validation[i : i + modules.BATCH]
+            for name, value in evaluate(batch).items():
+                figures[f"validation_{name}"] += float(value) * len(batch) / len(validation)
+        bits = {name: figures[name] / math.log(2) for name in ("loss", "validation_loss")}
+        line = (f"  training: loss {figures['loss']:.4f} ({bits['loss']:.3f} bits a code), accuracy {figures['accuracy']:.3f}; "
+                f"validation: loss {figures['validation_loss']:.4f} ({bits['validation_loss']:.3f} bits), accuracy "
+                f"{figures['validation_accuracy']:.3f}; a uniform guess: {math.log2(args.embeddings):g} bits")  # fmt: skip
+        return figures, line
+
+    if args.resume:
+        training.restore()
+    fit(training, loss, summarise, [train], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
+    training.keep_best()
+    return training
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def plot_vqvae(plt, history):
+    """Loss of the VQ-VAE and its parts, and the perplexity of its codes, by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    epochs = range(1, len(history) + 1)
+    for name, label in (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("quantizer_loss", "quantizer")):
+        left.plot(epochs, [epoch[name] for epoch in history], label=label)
+    left.set(title="VQ-VAE loss", xlabel="epoch", ylabel="loss", yscale="log")
+    left.legend()
+    right.plot(epochs, [epoch["perplexity"] for epoch in history])
+    right.set(title="Perplexity of the codes", xlabel="epoch", ylabel="perplexity")
+    return figure
+
+
+def plot_pixelcnn(plt, history, best_epoch):
+    """Loss and accuracy of the PixelCNN on training and validation grids, by epoch, the kept epoch marked."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4))
+    epochs = range(1, len(history) + 1)
+    for panel, name, unit in zip(panels, ("loss", "accuracy"), ("nats a code", "share of codes")):
+        for prefix, label in (("", "training"), ("validation_", "validation")):
+            panel.plot(epochs, [epoch[prefix + name] for epoch in history], label=label)
+        panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
+        panel.set(title=f"PixelCNN {name}", xlabel="epoch", ylabel=unit)
+        panel.legend()
+    return figure
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def train(args):
+    """Train both models on the training split and store them in args.models."""
+    import modules
+
+    modules.make_staging(args.models)  # found unfit now rather than after an hour
+    dataset.make_folder(args.out)
+    checkpoints = modules.checkpoint_folder(args.models)
+    dataset.make_folder(checkpoints)
+    images, names, digest = dataset.load_split("train", args.data, args.url)
+    data = {"digest": digest, "variance": float(images.var(dtype=np.float64)), "seed": args.seed}
+    if data["variance"] == 0:
+        raise UserError("all training slices are one constant; nothing can be learned from them")
+
+    vqvae = train_vqvae(images, data, args, checkpoints / "vqvae.npz")
+    codes = vqvae.model.encode(images)
+    cases = [dataset.case_of(name) for name in names]
+    held_out = hold_out(cases, args.validation_share, args.seed)
+    settings = data | {"codes": hashlib.sha256(codes.tobytes()).hexdigest()}
+    pixelcnn = train_pixelcnn(codes, np.isin(cases, held_out), settings, args, checkpoints / "pixelcnn.npz")
+
+    config = {
+        "vqvae": {"network": vqvae.model.config, **describe(vqvae, args.vqvae_batch_size)},
+        "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)},
+        "data": {
+            "digest": digest,
+            "genuine": dataset.is_genuine("train", digest),
+            "slices": len(names),
+            "variance": data["variance"],
+            "held_out_cases": held_out,
+        },
+        "seed": args.seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
+    }
+    modules.save_models(args.models, vqvae.model, pixelcnn.model, config, images.mean(axis=0))
+    shutil.rmtree(checkpoints)
+    print(f"weights in {args.models}")
+    return config
+
+
+def describe(training, batch_size):
+    """What config.json says of a finished training beside its network."""
+    return {
+        "learning_rate": float(training.optimizer.learning_rate),
+        "batch_size": batch_size,
+        "epochs": len(training.history),
+        "best_epoch": training.best_epoch,
+        "history": training.history,
+    }
+
+
+def main():
+    args = parse_arguments()
+    try:
+        config = train(args)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", *sys.argv, *([] if args.resume else ["--resume"])])
+        sys.exit(f"\ninterrupted; `{command}` continues after the last finished epoch")
+    plt = dataset.pyplot(args.no_show)
+    dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / "vqvae_training_plot.png")
+    history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]
+    dataset.save_figure(plot_pixelcnn(plt, history, best_epoch), args.out / "pixelcnn_training_plot.png")
+    dataset.show_figures(plt)
+
+
+if __name__ == "__main__":
+    dataset.run(main)
