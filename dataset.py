@@ -142,6 +142,13 @@ def make_folder(folder):
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
+def seed(text):
+    """Argument type: a whole number from 0 to 2^32 - 1."""
+    if not text.strip().isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
+    return int(text)
+
+
 @contextlib.contextmanager
 def written(path):
     """Give a path to write; what was written takes the place of `path` only when it is whole."""

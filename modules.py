@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import UserError, save_image
+from dataset import UserError, load_image, save_image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -405,6 +405,11 @@ def load_pixelcnn(folder):
     if config["pixelcnn"].get("trained_on") != config["vqvae"].get("sha256"):
         raise UserError(f"{folder}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
     return _load(PixelCNN, PIXELCNN_WEIGHTS, folder, config["pixelcnn"])
+
+
+def load_mean_image(folder):
+    """The mean of the training images (128, 128, 1) float32 of the set in `folder`."""
+    return load_image(_current(folder) / MEAN_IMAGE)
 
 
 def _load(network, filename, folder, config):

@@ -34,22 +34,24 @@ PIXELCNN_LEARNING_RATE = 3e-4
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--latent-dim", type=positive, default=16, metavar="N", help="numbers in a codebook vector")
-    add("--embeddings", type=positive, default=128, metavar="N", help="vectors in the codebook")
-    add("--vqvae-epochs", type=positive, default=30, metavar="N", help="epochs of the VQ-VAE")
-    add("--vqvae-batch-size", type=positive, default=128, metavar="N", help="slices in a step of the VQ-VAE")
-    add("--residual-blocks", type=positive, default=2, metavar="N", help="residual blocks of the PixelCNN")
-    add("--masked-layers", type=positive, default=2, metavar="N", help="masked 1x1 layers of the PixelCNN after them")
-    add("--pixelcnn-epochs", type=positive, default=30, metavar="N", help="epochs of the PixelCNN")
-    add("--pixelcnn-batch-size", type=positive, default=128, metavar="N", help="grids in a step of the PixelCNN")
-    add("--validation-share", type=share, default=0.1, metavar="X", help="share of the cases held out from the PixelCNN")
-    add("--seed", type=int, default=0, metavar="N", help="of the initial weights, the shuffling and the held-out cases")
-    add("--resume", action="store_true", help="continue an interrupted training from its last finished epoch")
+    parser = argparse.ArgumentParser(description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes.")
+
+    def add(flag, default, meaning, kind=positive):
+        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
+
+    add("--latent-dim", 16, "numbers in a codebook vector")
+    add("--embeddings", 128, "vectors in the codebook")
+    add("--vqvae-epochs", 30, "epochs of the VQ-VAE")
+    add("--vqvae-batch-size", 128, "slices in a training step of the VQ-VAE")
+    add("--residual-blocks", 2, "residual blocks of the PixelCNN")
+    add("--masked-layers", 2, "masked 1x1 layers that follow them in the PixelCNN")
+    add("--pixelcnn-epochs", 30, "epochs of the PixelCNN")
+    add("--pixelcnn-batch-size", 128, "grids in a training step of the PixelCNN")
+    add("--validation-share", 0.1, "share of the cases held out to validate the PixelCNN", share)
+    add("--seed", 0, "of the initial weights, the shuffling and the choice of held-out cases", dataset.seed)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted training after its last finished epoch")
+    parser.add_argument("--deterministic", action="store_true",
+                        help="the same result to the bit for the same seed and machine; slower on GPUs")  # fmt: skip
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)
     return parser.parse_args()
@@ -171,7 +173,7 @@ def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
         print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
         began = time.perf_counter()
         batches = shuffled(count, batch_size, (seed, epoch))
-        progress = keras.utils.Progbar(len(batches), verbose=1 if sys.stdout.isatty() else 2)
+        progress = keras.utils.Progbar(len(batches), verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"])
         totals = {}
         for number, batch in enumerate(batches, start=1):
             for name, value in step(*[array[batch] for array in arrays]).items():
@@ -326,6 +328,8 @@ def train(args):
     """Train both models on the training split and store them in args.models."""
     import modules
 
+    if args.deterministic:
+        modules.tf.config.experimental.enable_op_determinism()
     modules.make_staging(args.models)  # found unfit now rather than after an hour
     dataset.make_folder(args.out)
     checkpoints = modules.checkpoint_folder(args.models)
