@@ -10,10 +10,12 @@ grey PNGs of 256x256, 32 a case, each scaled to 0..255 on its own, split by case
 
 The networks see them at 128x128, float32 in [-0.5, 0.5]. Nothing here imports TensorFlow.
 """
+
 import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -109,18 +111,30 @@ def run(main):
 
 def add_data_arguments(parser):
     """--data and --url, which `load_split` takes."""
-    parser.add_argument("--data", metavar="PATH", help=f"folder or zip of the slices (default: {DATASET.name}/{TOP_FOLDER}, "
-                        "fetched where it is missing)")  # fmt: skip
-    parser.add_argument("--url", default=os.environ.get("OASIS_URL"),
-                        help="address of the zip to try first (default: OASIS_URL of the environment, if set)")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help=f"folder or zip of the slices (default: {DATASET.name}/{TOP_FOLDER}, fetched where it is missing)",
+    )
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("OASIS_URL"),
+        help="address of the zip to try first (default: OASIS_URL of the environment, if set)",
+    )
 
 
 def add_model_arguments(parser):
     """--models, --out and --no-show, which every script that uses the networks takes."""
-    parser.add_argument("--models", type=Path, default=Path(__file__).parent / "trained_models" / "faithful",
-                        metavar="DIR", help="folder of the weights (default: trained_models/faithful)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="DIR",
-                        help="folder for what is written (default: outputs)")  # fmt: skip
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path(__file__).parent / "trained_models" / "faithful",
+        metavar="DIR",
+        help="folder of the weights (default: trained_models/faithful)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs"), metavar="DIR", help="folder for what is written (default: outputs)"
+    )
     parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
 
 
@@ -213,8 +227,8 @@ def fetch(splits, url=None):
             note(f"  {error}")
             failures.append(f"{address}: {error}")
     raise UserError(
-        "the slices could not be fetched from any address (reasons above): check the network and run again, name another "
-        f"address with --url, or a folder or zip with --data; last: {failures[-1]}"
+        "the slices could not be fetched from any address; check the network and run again, name another address with "
+        f"--url, or a folder or zip with --data ({'; '.join(failures)})"
     )
 
 
@@ -239,8 +253,12 @@ class _Retry(Exception):
 
 
 def _reason(error):
-    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-    return re.sub(r"^<[^>]*>: |^\w+\([^)]*\): ", "", str(cause)) or type(error).__name__
+    import requests
+
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the transfer broke off"
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else type(error).__name__
+    return re.sub(r"^\w+\(.*?\): ", "", str(cause))
 
 
 def _transfer(url, part):
@@ -269,22 +287,23 @@ def _transfer(url, part):
 def _write(chunks, part, start, total):
     from tqdm import tqdm
 
-    with open(part, "ab" if start else "wb") as file, tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None
-    ) as bar:
-        for chunk in chunks:
-            if file.tell() == 0 and not chunk.startswith(b"PK"):
-                raise UserError("is not a zip" + (" but a web page" if b"<html" in chunk[:1024].lower() else ""))
+    first = next(chunks, b"")
+    if not start and not first.startswith(b"PK"):
+        raise UserError("is not a zip" + (" but a web page" if b"<html" in first[:1024].lower() else ""))
+    with (
+        open(part, "ab" if start else "wb") as file,
+        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None) as bar,
+    ):
+        for chunk in itertools.chain([first], chunks):
             try:
                 file.write(chunk)
             except OSError as error:
-                raise UserError(f"{part}: cannot be written ({error.strerror}); free some space and run again") from error
+                raise UserError(
+                    f"{part}: cannot be written ({error.strerror}); free some space and run again"
+                ) from error
             bar.update(len(chunk))
-        end = file.tell()
-    if total is not None and end != total:
-        raise _Retry(f"the transfer ended after {end:,} of {total:,} bytes")
-    if end == 0:
-        raise UserError("sent nothing")
+    if total is not None and part.stat().st_size != total:
+        raise _Retry("the transfer broke off")
 
 
 def unpack(archive, splits, genuine):
@@ -345,7 +364,9 @@ def find_slices(split, data=None, url=None):
         raise UserError(f"{data}: does not exist; name a folder or zip of slices with --data")
     members = _members(Path(data), split)
     if not members:
-        raise UserError(f"{data}: no slices in a folder {_folder_name(split)} here; the set is partial or another path is meant")
+        raise UserError(
+            f"{data}: no slices in a folder {_folder_name(split)} here; the set is partial or another path is meant"
+        )
     return sorted(members, key=lambda member: natural_order(member.name))
 
 
@@ -375,7 +396,9 @@ def _zip_members(path, split):
     for info in archive.infolist():
         member = PurePosixPath(info.filename.replace("\\", "/"))
         if member.is_absolute() or ".." in member.parts or ":" in member.parts[0]:
-            raise UserError(f"{path}: refused, its member {info.filename!r} would land outside the folder it is unpacked to")
+            raise UserError(
+                f"{path}: refused, its member {info.filename!r} would land outside the folder it is unpacked to"
+            )
         if member.parent.name == _folder_name(split) and "__MACOSX" not in member.parts:
             if not info.is_dir() and not _litter(member.name):
                 folders.setdefault(member.parent, []).append(info)
@@ -461,7 +484,7 @@ def _check_genuine(split, members, digests, digest):
             f"{folder}: partial, {missing:,} of the {GENUINE[split].images:,} slices of the genuine {split} split are "
             "missing; delete the folder and run again to fetch it, or name a whole one with --data"
         )
-    note(f"note: {folder} is not the genuine OASIS {split} split ({len(members):,} images, another digest); used as it is")
+    note(f"note: {folder} is not the genuine OASIS {split} split but {len(members):,} other images; used as it is")
 
 
 def decode(content, where):
@@ -543,8 +566,11 @@ def main():
             continue
         slices = load_split(split, args.data, args.url)
         cases = len({case_of(name) for name in slices.names})
-        print(f"{split}: {len(slices.names):,} slices of {cases} cases, {'' if is_genuine(split, slices.digest) else 'not '}genuine; "
-              f"array {slices.images.shape} float32, variance {slices.images.var():.5f}")  # fmt: skip
+        state = "genuine" if is_genuine(split, slices.digest) else "not genuine"
+        shape, variance = slices.images.shape, slices.images.var()
+        print(
+            f"{split}: {len(slices.names):,} slices of {cases} cases, {state}; array {shape}, variance {variance:.5f}"
+        )
 
 
 if __name__ == "__main__":

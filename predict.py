@@ -6,6 +6,7 @@
 
 Each result is written as a PNG of its own, and a figure shows them beside their codes.
 """
+
 import argparse
 import math
 import secrets
@@ -25,19 +26,38 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Reconstruct images with the VQ-VAE, or generate new brain slices.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    reconstruct = commands.add_parser("reconstruct", help="encode and decode images", description="Encode images and decode their codes.")
+    reconstruct = commands.add_parser(
+        "reconstruct", help="encode and decode images", description="Encode images and decode their codes."
+    )
     reconstruct.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="image files of any kind and size")
-    reconstruct.add_argument("--random", nargs="?", type=positive, const=4, metavar="NUM",
-                             help="take NUM (4) random slices of the test split")  # fmt: skip
+    reconstruct.add_argument(
+        "--random",
+        nargs="?",
+        type=positive,
+        const=4,
+        metavar="NUM",
+        help="take NUM (4) random slices of the test split",
+    )
     dataset.add_data_arguments(reconstruct)
 
-    generate = commands.add_parser("generate", help="draw new brain slices", description="Draw new brain slices from the prior.")
-    generate.add_argument("num", nargs="?", type=positive, default=4, metavar="NUM", help="how many (default: %(default)s)")
-    generate.add_argument("--temperature", type=temperature, default=1.0, metavar="T",
-                          help="below 1 the likely becomes likelier, above 1 the rare (default: %(default)s)")  # fmt: skip
+    generate = commands.add_parser(
+        "generate", help="draw new brain slices", description="Draw new brain slices from the prior."
+    )
+    generate.add_argument(
+        "num", nargs="?", type=positive, default=4, metavar="NUM", help="how many (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--temperature",
+        type=temperature,
+        default=1.0,
+        metavar="T",
+        help="below 1 the likely becomes likelier, above 1 the rare (default: %(default)s)",
+    )
 
     for command in (reconstruct, generate):
-        command.add_argument("--seed", type=dataset.seed, metavar="N", help="of what is random (default: a fresh one, printed)")
+        command.add_argument(
+            "--seed", type=dataset.seed, metavar="N", help="of what is random (default: a fresh one, printed)"
+        )
         dataset.add_model_arguments(command)
     args = parser.parse_args()
     if args.command == "reconstruct" and bool(args.paths) == bool(args.random):
@@ -138,7 +158,7 @@ def draw(plt, panels):
     down = -(-number // across)
     step = PANEL + GAP
     mosaic = np.full((down * step - GAP, across * wide * step - GAP, 3), 255, np.uint8)
-    for index, (item, panel) in enumerate(np.ndindex(number, wide)):
+    for item, panel in np.ndindex(number, wide):
         top, left = item // across * step, (item % across * wide + panel) * step
         mosaic[top : top + PANEL, left : left + PANEL] = items[item, panel]
     figure = plt.figure(figsize=(across * wide * INCHES, down * INCHES + 0.3))

@@ -6,6 +6,7 @@
 Writes ssim.csv (an image a line), ssim.json (the figures) and ssim_plot.png (the histogram). For orientation it gives
 the same figures for two trivial answers: a black image, and the mean of the training images.
 """
+
 import argparse
 import csv
 import json
@@ -19,7 +20,9 @@ RESAMPLES = 10_000  # of the cases, for the bootstrap interval
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description="Structural similarity of the slices of a split to their reconstructions.")
+    parser = argparse.ArgumentParser(
+        description="Structural similarity of the slices of a split to their reconstructions."
+    )
     parser.add_argument("--split", choices=dataset.SPLITS, default="test", help="the split (default: %(default)s)")
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)

@@ -10,6 +10,7 @@ that were there stay in use until the new ones are complete.
 
 TensorFlow is imported inside functions here and in the other scripts: --help and wrong usage should not wait for it.
 """
+
 import argparse
 import hashlib
 import json
@@ -19,8 +20,8 @@ import shlex
 import shutil
 import sys
 import time
+import zipfile
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +35,9 @@ PIXELCNN_LEARNING_RATE = 3e-4
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes.")
+    parser = argparse.ArgumentParser(
+        description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes."
+    )
 
     def add(flag, default, meaning, kind=positive):
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
@@ -49,9 +52,14 @@ def parse_arguments():
     add("--pixelcnn-batch-size", 128, "grids in a training step of the PixelCNN")
     add("--validation-share", 0.1, "share of the cases held out to validate the PixelCNN", share)
     add("--seed", 0, "of the initial weights, the shuffling and the choice of held-out cases", dataset.seed)
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted training after its last finished epoch")
-    parser.add_argument("--deterministic", action="store_true",
-                        help="the same result to the bit for the same seed and machine; slower on GPUs")  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted training after its last finished epoch"
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same result to the bit for the same seed and machine; slower on GPUs",
+    )
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)
     return parser.parse_args()
@@ -120,15 +128,19 @@ class Training:
                 for i, variable in enumerate(self._variables()):
                     variable.assign(saved[f"variable_{i}"])
                 self.best = [saved[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.path}: a broken checkpoint ({error}); delete it or train without --resume") from error
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path}: a broken checkpoint ({error}); delete it or train without --resume"
+            ) from error
         note(f"{self.name}: continuing after epoch {len(self.history)}")
 
     def _check(self, saved):
         for name, value in json.loads(json.dumps(self.settings)).items():
             if saved.get(name) != value:
-                raise UserError(f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; "
-                                "call train.py as then, or without --resume to start afresh")  # fmt: skip
+                raise UserError(
+                    f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; "
+                    "call train.py as then, or without --resume to start afresh"
+                )
 
     def keep_best(self):
         if self.best:
@@ -198,7 +210,11 @@ def train_vqvae(images, settings, args, path):
     keras.utils.set_random_seed(args.seed)
     model = modules.VQVAE(**NETWORK, latent_dim=args.latent_dim, num_embeddings=args.embeddings)
     variance = settings["variance"]
-    settings = settings | {"latent_dim": args.latent_dim, "embeddings": args.embeddings, "batch_size": args.vqvae_batch_size}
+    settings = settings | {
+        "latent_dim": args.latent_dim,
+        "embeddings": args.embeddings,
+        "batch_size": args.vqvae_batch_size,
+    }
     training = Training("VQ-VAE", model, VQVAE_LEARNING_RATE, settings, path)
 
     def loss(model, images):
@@ -216,8 +232,10 @@ def train_vqvae(images, settings, args, path):
     def summarise(totals):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
         figures = {name: float(value) for name, value in totals.items()}
-        line = (f"  loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
-                f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}")  # fmt: skip
+        line = (
+            f"  loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
+            f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}"
+        )
         return figures | {"codes_in_use": in_use, "perplexity": perplexity}, line
 
     if args.resume:
@@ -239,7 +257,7 @@ def hold_out(cases, share, seed):
 
 
 def train_pixelcnn(codes, held_out, settings, args, path):
-    """Train a PixelCNN on codes (N, h, w), of which those in the mask `held_out` (N,) validate; returns its Training."""
+    """Train a PixelCNN on codes (N, h, w) but for the `held_out` (N,) bool, which validate; returns its Training."""
     import keras
     import tensorflow as tf
     from keras import ops
@@ -269,7 +287,9 @@ def train_pixelcnn(codes, held_out, settings, args, path):
         return total, {"loss": total, "accuracy": accuracy}
 
     train, validation = codes[~held_out], codes[held_out]
-    evaluate = tf.function(lambda batch: loss(model, batch)[1], input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)])
+    evaluate = tf.function(
+        lambda batch: loss(model, batch)[1], input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)]
+    )
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
@@ -279,11 +299,12 @@ def train_pixelcnn(codes, held_out, settings, args, path):
             batch = validation[i : i + modules.BATCH]
             for name, value in evaluate(batch).items():
                 figures[f"validation_{name}"] += float(value) * len(batch) / len(validation)
-        bits = {name: figures[name] / math.log(2) for name in ("loss", "validation_loss")}
-        line = (f"  training: loss {figures['loss']:.4f} ({bits['loss']:.3f} bits a code), accuracy {figures['accuracy']:.3f}; "
-                f"validation: loss {figures['validation_loss']:.4f} ({bits['validation_loss']:.3f} bits), accuracy "
-                f"{figures['validation_accuracy']:.3f}; a uniform guess: {math.log2(args.embeddings):g} bits")  # fmt: skip
-        return figures, line
+        line = "  " + "; ".join(
+            f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
+            f"accuracy {figures[prefix + 'accuracy']:.3f}"
+            for side, prefix in (("training", ""), ("validation", "validation_"))
+        )
+        return figures, f"{line}; a uniform guess: {math.log2(args.embeddings):g} bits"
 
     if args.resume:
         training.restore()
@@ -357,7 +378,8 @@ def train(args):
             "held_out_cases": held_out,
         },
         "seed": args.seed,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }
     modules.save_models(args.models, vqvae.model, pixelcnn.model, config, images.mean(axis=0))
     shutil.rmtree(checkpoints)
@@ -382,7 +404,8 @@ def main():
         config = train(args)
     except KeyboardInterrupt:
         command = shlex.join(["python", *sys.argv, *([] if args.resume else ["--resume"])])
-        sys.exit(f"\ninterrupted; `{command}` continues after the last finished epoch")
+        note(f"\ninterrupted; `{command}` continues after the last finished epoch")
+        sys.exit(130)
     plt = dataset.pyplot(args.no_show)
     dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / "vqvae_training_plot.png")
     history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]

@@ -1,4 +1,5 @@
-"""What the tests share: a miniature data set in the genuine layout, a server of it, and the scripts as a user has them."""
+"""What the tests share: a miniature data set in the genuine layout, a server of it, the scripts as a user has them."""
+
 import http.server
 import os
 import shutil
@@ -123,7 +124,12 @@ class Program:
     def run(self, *arguments, status=0):
         """Run a script to its end; returns stdout and stderr."""
         done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=300
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
@@ -142,8 +148,18 @@ def program(tmp_path_factory):
     return Program(tmp_path_factory.mktemp("program"))
 
 
-TRAINING = ("--vqvae-epochs", 3, "--pixelcnn-epochs", 3, "--vqvae-batch-size", 16, "--pixelcnn-batch-size", 16,
-            "--deterministic", "--no-show")  # fmt: skip
+TRAINING = (
+    "--vqvae-epochs",
+    3,
+    "--pixelcnn-epochs",
+    3,
+    "--vqvae-batch-size",
+    16,
+    "--pixelcnn-batch-size",
+    16,
+    "--deterministic",
+    "--no-show",
+)
 
 
 @pytest.fixture(scope="session")

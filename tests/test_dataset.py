@@ -1,4 +1,5 @@
 """The data: what is fetched, what is refused, and the arrays that come out."""
+
 import shutil
 import sys
 import zipfile
@@ -90,7 +91,7 @@ def test_saved_image_comes_back(tmp_path):
 
 
 def make_empty(path):
-    path.touch()
+    path.write_bytes(b"")
 
 
 def make_text(path):
@@ -194,7 +195,9 @@ def test_genuine_split_with_files_missing_is_refused_with_their_number(miniature
         dataset.load_split("test", tmp_path)
 
 
-@pytest.mark.parametrize("make, words", [(make_text, "not an image"), (make_truncated, "broken"), (make_empty, "empty")])
+@pytest.mark.parametrize(
+    "make, words", [(make_text, "not an image"), (make_truncated, "broken"), (make_empty, "empty")]
+)
 def test_broken_file_in_a_split_is_named(miniature, tmp_path, make, words):
     folder = shutil.copytree(miniature / "keras_png_slices_test", tmp_path / "keras_png_slices_test")
     make(folder / "case_441_slice_5.nii.png")
@@ -256,8 +259,9 @@ def test_only_what_is_missing_is_fetched(server, miniature):
 def test_broken_transfer_is_resumed_where_the_server_allows_it(server):
     server.cuts = 2
     dataset.load_split("test", url=f"{server.url}/cut")
-    size = len(server.content)
-    assert [header for _, header in server.requests] == [None, f"bytes={size // 2}-", f"bytes={size // 2 + size // 4}-"]
+    first, *resumed = [header for _, header in server.requests]
+    starts = [int(header.removeprefix("bytes=").removesuffix("-")) for header in resumed]
+    assert first is None and 0 < starts[0] < starts[1] and len(starts) == 2
 
 
 def test_broken_transfer_starts_anew_where_the_server_has_no_range(server):

@@ -1,0 +1,101 @@
+"""Makes the figures of the README, each by the script call beside its name: python images/make.py
+
+Needs scikit-image and nilearn besides requirements.txt (pip install scikit-image nilearn): they carry the cat, the
+person and the brain from elsewhere. The two training plots are those that train.py left in outputs/.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+IMAGES = Path(__file__).resolve().parent
+ROOT = IMAGES.parent
+
+
+def elsewhere(folder):
+    """Write a brain, a cat and a person from other sources to `folder`; returns their paths by name."""
+    from nilearn.datasets import load_mni152_template
+    from skimage import data
+
+    template = load_mni152_template(resolution=1).get_fdata()  # left to right, back to front, bottom to top
+    level = np.clip(template[:, :, 95], 0, None)  # through the ventricles
+    wide = np.zeros((256, 256))  # as the slices lie: front at the right, 1 mm a pixel
+    top, left = (256 - np.array(level.shape)) // 2
+    wide[top : top + level.shape[0], left : left + level.shape[1]] = level
+    pictures = {
+        "brain": np.round(wide * 255 / wide.max()).astype(np.uint8),
+        "cat": data.cat(),
+        "person": data.astronaut(),
+    }
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in pictures}
+
+
+def call(target, result, *arguments):
+    """Run a script and keep the figure `result` that it writes as images/`target`."""
+    with tempfile.TemporaryDirectory() as out:
+        subprocess.run([sys.executable, *arguments, "--no-show", "--out", out], cwd=ROOT, check=True)
+        shutil.copy(Path(out) / result, IMAGES / target)
+
+
+def overview():
+    """Draw how a slice becomes codes and codes become a slice."""
+    figure, axes = plt.subplots(figsize=(12, 4.2))
+    axes.set(xlim=(0, 12), ylim=(0, 4.2))
+    axes.axis("off")
+    boxes = (  # left, bottom, width, height, colour, text
+        (0.1, 2.3, 1.5, 1.5, "#e8e8e8", "slice\n128 x 128 x 1"),
+        (2.2, 2.3, 1.5, 1.5, "#c9dcf2", "encoder\n4 convolutions\nof stride 2"),
+        (4.3, 2.3, 1.6, 1.5, "#e8e8e8", "latents\n8 x 8 x 16"),
+        (6.5, 2.3, 1.6, 1.5, "#f6dcb5", "nearest of\n128 codebook\nvectors"),
+        (8.7, 2.3, 1.4, 1.5, "#c9dcf2", "decoder\n4 transposed\nconvolutions\nof stride 2"),
+        (10.5, 2.3, 1.4, 1.5, "#e8e8e8", "reconstruction\n128 x 128 x 1"),
+        (6.5, 0.2, 1.6, 1.3, "#e8e8e8", "code indices\n8 x 8\nintegers 0..127"),
+        (3.1, 0.2, 2.4, 1.3, "#cfe8cf", "PixelCNN\neach code from\nthose before it"),
+    )
+    for left, bottom, width, height, colour, text in boxes:
+        axes.add_patch(plt.Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="dimgrey"))
+        axes.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", fontsize=10)
+    arrows = (  # from, to, style
+        ((1.6, 3.05), (2.2, 3.05), "->"),
+        ((3.7, 3.05), (4.3, 3.05), "->"),
+        ((5.9, 3.05), (6.5, 3.05), "->"),
+        ((8.1, 3.05), (8.7, 3.05), "->"),
+        ((10.1, 3.05), (10.5, 3.05), "->"),
+        ((7.3, 2.3), (7.3, 1.5), "<->"),
+        ((5.5, 0.85), (6.5, 0.85), "<->"),
+    )
+    for start, end, style in arrows:
+        axes.annotate("", end, start, arrowprops={"arrowstyle": style, "color": "dimgrey", "lw": 1.5})
+    axes.text(7.45, 1.88, "look up", fontsize=9, color="dimgrey")
+    axes.text(6.0, 0.95, "learn\ndraw", fontsize=9, color="dimgrey", ha="center", va="center")
+    figure.savefig(IMAGES / "vqvae_overview.png", dpi=110, bbox_inches="tight")
+
+
+def main():
+    overview()
+    call(
+        "vqvae_reconstructions.png", "reconstructions.png", "predict.py", "reconstruct", "--random", "4", "--seed", "0"
+    )
+    call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")
+    call("ssim_plot.png", "ssim_plot.png", "ssim.py")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in elsewhere(Path(folder)).items():
+            call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", "predict.py", "reconstruct", str(path))
+    for name in ("vqvae_training_plot.png", "pixelcnn_training_plot.png"):
+        if (ROOT / "outputs" / name).exists():
+            shutil.copy(ROOT / "outputs" / name, IMAGES)
+
+
+if __name__ == "__main__":
+    main()

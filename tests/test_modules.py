@@ -1,0 +1,430 @@
+"""The networks against the tables, the papers and brute force; sampling; SSIM; sets of weights."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, head
+from keras import ops
+from scipy import stats
+from skimage.metrics import structural_similarity
+
+import dataset
+import modules
+import train
+from dataset import UserError
+
+
+def make_vqvae(**changes):
+    keras.utils.set_random_seed(1)
+    return modules.VQVAE(**{**train.NETWORK, "latent_dim": 16, "num_embeddings": 128, **changes})
+
+
+def make_pixelcnn(**changes):
+    keras.utils.set_random_seed(1)
+    network = {"grid": (8, 8), "num_embeddings": 128, "filters": 128, "residual_blocks": 2, "masked_layers": 2}
+    return modules.PixelCNN(**network | changes)
+
+
+@pytest.fixture(scope="module")
+def vqvae():
+    """A VQVAE whose codebook lies among its latents, so that many codes are in use."""
+    model = make_vqvae()
+    latents = np.asarray(model.encoder(brains()))
+    model.quantizer.codebook.assign(latents.reshape(-1, 16)[::4][:128])
+    return model
+
+
+def brains(count=8):
+    return np.stack([dataset.prepare(head(i, i % 8).astype(np.float32)) for i in range(count)])
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def table(network):
+    return [(layer.output.shape[1:], layer.count_params()) for layer in network.layers]
+
+
+def test_encoder_is_that_of_the_table(vqvae):
+    assert table(vqvae.encoder) == [
+        ((64, 64, 32), 320),
+        ((32, 32, 32), 9_248),
+        ((16, 16, 64), 18_496),
+        ((8, 8, 64), 36_928),
+        ((8, 8, 128), 73_856),
+        ((8, 8, 16), 2_064),
+    ]
+    assert [layer.activation.__name__ for layer in vqvae.encoder.layers] == ["relu"] * 5 + ["linear"]
+
+
+def test_decoder_is_that_of_the_table(vqvae):
+    assert table(vqvae.decoder) == [
+        ((8, 8, 128), 18_560),
+        ((16, 16, 64), 73_792),
+        ((32, 32, 64), 36_928),
+        ((64, 64, 32), 18_464),
+        ((128, 128, 32), 9_248),
+        ((128, 128, 1), 289),
+    ]
+    assert [layer.activation.__name__ for layer in vqvae.decoder.layers] == ["relu"] * 5 + ["linear"]
+
+
+def test_codebook_and_pixelcnn_are_those_of_the_table(vqvae):
+    assert vqvae.quantizer.codebook.shape == (128, 16)
+    pixelcnn = make_pixelcnn()
+    assert pixelcnn.count_params() == 1_049_728
+    assert pixelcnn(np.zeros((2, 8, 8), np.int32)).shape == (2, 8, 8, 128)
+
+
+# --- the vector quantizer ---------------------------------------------------------------------------------------------
+
+
+def test_nearest_code_is_really_chosen():
+    rng = np.random.default_rng(0)
+    quantizer = modules.VectorQuantizer(32, 5, 0.25)
+    quantizer.build((None, 4, 4, 5))
+    quantizer.codebook.assign(rng.normal(size=(32, 5)))
+    latents = rng.normal(size=(3, 4, 4, 5)).astype(np.float32)
+    quantized, codes, _ = quantizer(latents)
+    codebook = np.asarray(quantizer.codebook)
+    expected = np.argmin([[np.sum((z - e) ** 2) for e in codebook] for z in latents.reshape(-1, 5)], axis=1)
+    np.testing.assert_array_equal(np.asarray(codes).ravel(), expected)
+    np.testing.assert_allclose(quantized, codebook[expected].reshape(latents.shape), atol=1e-6)
+
+
+def test_quantizer_loss_and_gradients_are_those_of_the_paper():
+    quantizer = modules.VectorQuantizer(4, 2, 0.25)
+    quantizer.build((None, 1, 1, 2))
+    quantizer.codebook.assign([[0, 0], [1, 1], [5, 5], [-5, 5]])
+    latents = modules.tf.constant([[[[0.8, 1.3]]]])
+    with modules.tf.GradientTape(persistent=True) as tape:
+        tape.watch(latents)
+        quantized, _, loss = quantizer(latents)
+        decoded = ops.sum(quantized * [[[[3.0, 7.0]]]])
+    error = np.array([0.8 - 1, 1.3 - 1])
+    np.testing.assert_allclose(loss, 1.25 * np.mean(error**2), rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(decoded, latents), [[[[3, 7]]]])  # straight through
+    assert tape.gradient(decoded, quantizer.codebook.value) is None  # the decoder does not move the codebook
+    np.testing.assert_allclose(tape.gradient(loss, latents)[0, 0, 0], 0.25 * error, rtol=1e-5)
+    codebook_gradient = np.asarray(modules.tf.convert_to_tensor(tape.gradient(loss, quantizer.codebook.value)))
+    np.testing.assert_allclose(codebook_gradient, [[0, 0], -error, [0, 0], [0, 0]], rtol=1e-5)
+
+
+def test_wrong_latents_are_refused():
+    with pytest.raises(ValueError, match="3 channels"):
+        modules.VectorQuantizer(8, 4, 0.25)(np.zeros((1, 2, 2, 3), np.float32))
+
+
+def test_decoded_codes_are_the_reconstruction(vqvae):
+    images = brains(modules.BATCH + 3)
+    reconstructions, codes, _ = vqvae(images)
+    np.testing.assert_array_equal(vqvae.encode(images), codes)
+    np.testing.assert_allclose(vqvae.decode(vqvae.encode(images)), np.clip(reconstructions, -0.5, 0.5), atol=1e-5)
+    assert len(np.unique(codes)) > 20
+
+
+def test_code_usage():
+    assert modules.code_usage([5, 5, 5, 5]) == pytest.approx((1, 4))
+    assert modules.code_usage([0, 9, 0, 0]) == pytest.approx((0.25, 1))
+
+
+# --- the PixelCNN -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_masked_convolution_sees_no_later_position(kernel_size, mask_type):
+    keras.utils.set_random_seed(0)
+    layer = modules.MaskedConv2D(4, kernel_size, mask_type, activation=None, use_bias=False)
+    inputs = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    before = np.asarray(layer(inputs)).reshape(64, 4)
+    for position in range(64):
+        changed = inputs.copy()
+        changed[0, position // 8, position % 8] += 1
+        moved = np.flatnonzero(np.any(np.asarray(layer(changed)).reshape(64, 4) != before, axis=1))
+        if mask_type == "B":
+            assert moved[0] == position
+        else:
+            assert not len(moved) or moved[0] > position
+            assert len(moved) or kernel_size == 1 or position == 63
+
+
+def test_forward_pass_changes_no_weight():
+    pixelcnn = make_pixelcnn()
+    before = pixelcnn.get_weights()
+    pixelcnn(np.zeros((1, 8, 8), np.int32), training=True)
+    for old, new in zip(before, pixelcnn.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_logits_depend_on_earlier_codes_alone():
+    pixelcnn = make_pixelcnn()
+    codes = np.random.default_rng(0).integers(0, 128, (1, 8, 8), np.int32)
+    changed = np.repeat(codes, 64, axis=0).reshape(64, 64)
+    changed[np.arange(64), np.arange(64)] = (changed[np.arange(64), np.arange(64)] + 1) % 128
+    before = np.asarray(pixelcnn(codes)).reshape(64, 128)
+    after = np.asarray(pixelcnn(changed.reshape(64, 8, 8))).reshape(64, 64, 128)
+    moved = np.abs(after - before).max(axis=-1) > 1e-5  # [changed code, logits]
+    for position in range(64):
+        assert not moved[position, : position + 1].any()
+        assert position == 63 or moved[position, position + 1 :].any()
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_prior():
+    """A PixelCNN over 2x2 grids of 3 codes, and the probability of each of the 81 grids."""
+    pixelcnn = make_pixelcnn(grid=(2, 2), num_embeddings=3, filters=8, residual_blocks=1, masked_layers=1)
+    rng = np.random.default_rng(0)
+    for weight in pixelcnn.weights:  # biases too, far from the uniform distribution
+        weight.assign(rng.normal(size=weight.shape) * 0.5)
+    grids = np.array(list(itertools.product(range(3), repeat=4)), np.int32).reshape(81, 2, 2)
+    return pixelcnn, grids
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampled_frequencies_match_the_enumerated_probabilities(tiny_prior, temperature):
+    pixelcnn, grids = tiny_prior
+    log_probs = modules.categorical(pixelcnn(grids), temperature).log_prob(grids)
+    probabilities = np.exp(np.sum(log_probs, axis=(1, 2), dtype=np.float64))
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5) and probabilities.max() > 5 / 81
+    codes = modules.sample(pixelcnn, 20_000, seed=0, temperature=temperature)
+    counts = np.bincount(codes.reshape(-1, 4) @ [27, 9, 3, 1], minlength=81)
+    expected = probabilities / probabilities.sum() * len(codes)
+    common = expected >= 5  # what is rarer is pooled, as the test's approximation asks
+    pooled = [np.append(x[common], x[~common].sum()) for x in (counts, expected)]
+    keep = pooled[1] > 0
+    assert stats.chisquare(pooled[0][keep], pooled[1][keep]).pvalue > 0.01
+
+
+def test_samples_equal_those_of_the_plain_sampler():
+    pixelcnn = make_pixelcnn(grid=(3, 5), num_embeddings=11, filters=16)
+    pixelcnn.head.kernel.assign(4 * pixelcnn.head.kernel)
+    for temperature in (1.0, 0.7):
+        plain = modules.sample_plain(pixelcnn, 50, seed=3, temperature=temperature)
+        np.testing.assert_array_equal(modules.sample(pixelcnn, 50, seed=3, temperature=temperature), plain)
+
+
+def test_seed_decides_the_samples(tiny_prior):
+    pixelcnn, _ = tiny_prior
+    codes = modules.sample(pixelcnn, 300, seed=5)
+    np.testing.assert_array_equal(modules.sample(pixelcnn, 300, seed=5), codes)
+    np.testing.assert_array_equal(modules.sample(pixelcnn, 10, seed=5), codes[:10])  # however many are drawn
+    assert (modules.sample(pixelcnn, 300, seed=6) != codes).any()
+
+
+def test_low_temperature_draws_the_likeliest(tiny_prior):
+    pixelcnn, _ = tiny_prior
+    codes = modules.sample(pixelcnn, 8, seed=0, temperature=1e-4)
+    np.testing.assert_array_equal(codes, np.argmax(pixelcnn(codes), axis=-1))
+
+
+def test_cross_entropy_is_the_negative_log_probability(tiny_prior):
+    pixelcnn, grids = tiny_prior
+    logits = pixelcnn(grids)
+    np.testing.assert_allclose(
+        modules.cross_entropy(grids, logits), -modules.categorical(logits).log_prob(grids), atol=1e-5
+    )
+
+
+# --- SSIM and PSNR ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["noise", "blur", "offset", "other"])
+def test_ssim_is_that_of_scikit_image(change):
+    images = brains(4)
+    changed = {
+        "noise": lambda: np.clip(images + np.random.default_rng(0).normal(0, 0.1, images.shape), -0.5, 0.5),
+        "blur": lambda: (images + np.roll(images, 1, 1) + np.roll(images, 1, 2)) / 3,
+        "offset": lambda: np.clip(images + 0.02, -0.5, 0.5),
+        "other": lambda: images[::-1],
+    }[change]().astype(np.float32)
+    expected = [
+        structural_similarity(
+            a[..., 0] + 0.5,
+            b[..., 0] + 0.5,
+            data_range=1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(images, changed)
+    ]
+    np.testing.assert_allclose(modules.ssim(images, changed), expected, atol=1e-4)
+
+
+def test_psnr_of_a_known_error():
+    images = brains(2)
+    np.testing.assert_allclose(modules.psnr(images, images + np.float32(0.1)), 20, atol=1e-3)
+    assert np.isinf(modules.psnr(images, images)).all()
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def make_set(folder, vqvae, **changes):
+    config = {"vqvae": {"network": vqvae.config}, "pixelcnn": {"network": None}}
+    pixelcnn = make_pixelcnn(**changes)
+    config["pixelcnn"]["network"] = pixelcnn.config
+    modules.save_models(folder, vqvae, pixelcnn, config, brains().mean(axis=0))
+    return pixelcnn
+
+
+def test_set_reconstructs_and_samples_the_same_in_another_process(vqvae, tmp_path):
+    images = brains()
+    pixelcnn = make_set(tmp_path / "set", vqvae)
+    np.save(tmp_path / "images.npy", images)
+    script = """
+import sys
+import numpy as np
+import modules
+vqvae, pixelcnn = modules.load_vqvae("set"), modules.load_pixelcnn("set")
+images, codes = vqvae(np.load("images.npy"))[0], modules.sample(pixelcnn, 3, seed=1)
+np.savez("there.npz", codebook=vqvae.quantizer.codebook, images=images, codes=codes)
+"""
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=modules.os.environ | {"PYTHONPATH": str(ROOT)}, check=True
+    )
+    there = np.load(tmp_path / "there.npz")
+    np.testing.assert_array_equal(there["codebook"], vqvae.quantizer.codebook)
+    np.testing.assert_array_equal(there["images"], vqvae(images)[0])
+    np.testing.assert_array_equal(there["codes"], modules.sample(pixelcnn, 3, seed=1))
+
+
+@pytest.mark.parametrize("make", [make_vqvae, lambda: make_pixelcnn(filters=16)])
+def test_whole_model_survives_keras_saving(make, tmp_path):
+    model = make()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    inputs = np.zeros((1, 8, 8), np.int32) if isinstance(model, modules.PixelCNN) else brains(1)
+    for here, there in zip(keras.tree.flatten(model(inputs)), keras.tree.flatten(loaded(inputs))):
+        np.testing.assert_array_equal(here, there)
+
+
+def damage_nothing(folder):
+    """The control: the folder that each other case damages loads."""
+
+
+def lose_config(folder):
+    (folder / modules.CONFIG).unlink()
+
+
+def break_config(folder):
+    (folder / modules.CONFIG).write_text("{")
+
+
+def lose_weights(folder):
+    (folder / modules.VQVAE_WEIGHTS).unlink()
+
+
+def truncate_weights(folder):
+    path = folder / modules.PIXELCNN_WEIGHTS
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_shape(folder):
+    config = json.loads((folder / modules.CONFIG).read_text())
+    config["pixelcnn"]["network"]["filters"] = 24
+    (folder / modules.CONFIG).write_text(json.dumps(config))
+
+
+def other_pixelcnn(folder):
+    shutil.copy(folder.parent / "other" / modules.PIXELCNN_WEIGHTS, folder)
+
+
+def other_vqvae(folder):
+    shutil.copy(folder.parent / "other" / modules.VQVAE_WEIGHTS, folder)
+
+
+def other_trained_on(folder):
+    config = json.loads((folder / modules.CONFIG).read_text())
+    config["pixelcnn"]["trained_on"] = "0" * 64
+    (folder / modules.CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (damage_nothing, None),
+        (lose_config, "no trained weights here"),
+        (break_config, "not the configuration"),
+        (lose_weights, "missing"),
+        (truncate_weights, "truncated or not a weights file"),
+        (change_shape, "does not fit the network"),
+        (other_pixelcnn, "not the weights that config.json describes"),
+        (other_vqvae, "not the weights that config.json describes"),
+        (other_trained_on, "codes of another VQ-VAE"),
+    ],
+)
+def test_weights_that_do_not_belong_are_refused(vqvae, tmp_path, damage, words):
+    make_set(tmp_path / "set", vqvae, filters=16)
+    if damage in (other_pixelcnn, other_vqvae):
+        keras.utils.set_random_seed(99)
+        other = modules.VQVAE(**vqvae.config)
+        modules.save_models(
+            tmp_path / "other",
+            other,
+            modules.PixelCNN(**make_pixelcnn(filters=16).config),
+            {"vqvae": {}, "pixelcnn": {}},
+            brains().mean(axis=0),
+        )
+        if damage is other_pixelcnn:
+            path = tmp_path / "other" / modules.PIXELCNN_WEIGHTS
+            model = modules.PixelCNN(**make_pixelcnn(filters=16).config)
+            model.head.bias.assign(model.head.bias + 1)
+            model.save_weights(path)
+    damage(tmp_path / "set")
+
+    def load():
+        modules.load_vqvae(tmp_path / "set")
+        modules.load_pixelcnn(tmp_path / "set")
+
+    if words is None:
+        return load()
+    with pytest.raises(UserError, match=words) as caught:
+        load()
+    assert str(tmp_path / "set") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_kill_at_any_rename_leaves_a_whole_set(vqvae, tmp_path, monkeypatch):
+    rename = modules.Path.rename
+    for survived in itertools.count():
+        folder = tmp_path / f"after_{survived}" / "set"
+        old = make_set(folder, vqvae, filters=8).config
+        renames = []
+
+        def dying_rename(source, target):
+            if len(renames) == survived:
+                raise KeyboardInterrupt
+            renames.append(target)
+            return rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(modules.Path, "rename", dying_rename)
+            try:
+                new = make_set(folder, vqvae, filters=16).config
+                finished = True
+            except KeyboardInterrupt:
+                new, finished = make_pixelcnn(filters=16).config, False
+        assert modules.load_pixelcnn(folder).config in (old, new)
+        make_set(folder, vqvae, filters=24)  # and the next training is stored as ever
+        assert modules.load_pixelcnn(folder).config["filters"] == 24
+        assert [path.name for path in folder.parent.iterdir()] == ["set"]
+        if finished:
+            break
+    assert survived >= 3
+
+
+def test_folder_with_other_files_is_not_replaced(vqvae, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="thesis.tex"):
+        make_set(tmp_path, vqvae)
+    assert (tmp_path / "thesis.tex").exists()

@@ -1,0 +1,289 @@
+"""The whole program as a user runs it: in processes of their own, on a miniature data set."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import time
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, SLICES, TRAINING, Program
+from PIL import Image
+
+import dataset
+
+
+def assert_picture(path, shape=None):
+    with Image.open(path) as image:
+        image.load()
+        levels = np.asarray(image.convert("L"))
+        assert levels.std() > 5, f"{path} is blank"
+        if shape:
+            assert levels.shape == shape and image.mode == "L"
+
+
+def weights(folder):
+    """Every array of a set of weights."""
+    arrays = {}
+    for name in ("vqvae.weights.h5", "pixelcnn.weights.h5"):
+        with h5py.File(folder / name) as file:
+            file.visititems(
+                lambda key, item: arrays.__setitem__(name + key, item[()]) if hasattr(item, "shape") else None
+            )
+    assert len(arrays) > 20
+    return arrays
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_stores_a_whole_set(trained, program):
+    config = json.loads((trained / "config.json").read_text())
+    assert len(config["vqvae"]["history"]) == len(config["pixelcnn"]["history"]) == 3
+    assert config["vqvae"]["history"][-1].keys() >= {"loss", "codes_in_use", "perplexity"}
+    assert config["pixelcnn"]["history"][-1].keys() >= {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+    losses = [epoch["validation_loss"] for epoch in config["pixelcnn"]["history"]]
+    assert config["pixelcnn"]["best_epoch"] == 1 + losses.index(min(losses))
+    assert config["data"]["variance"] > 0 and not config["data"]["genuine"] and config["seed"] == 0
+    assert len(config["data"]["held_out_cases"]) == 1
+    assert config["versions"].keys() >= {"python", "tensorflow", "keras"}
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "config.json",
+        "mean_image.png",
+        "pixelcnn.weights.h5",
+        "vqvae.weights.h5",
+    ]
+    assert [path.name for path in trained.parent.iterdir()] == [trained.name]  # no checkpoint is left
+    for name in ("vqvae_training_plot.png", "pixelcnn_training_plot.png"):
+        assert_picture(program.folder / "outputs" / name)
+
+
+def test_kept_weights_are_those_of_the_best_epoch(trained, miniature):
+    import modules
+
+    config = json.loads((trained / "config.json").read_text())
+    images, names, _ = dataset.load_split("train", miniature)
+    held_out = np.isin([dataset.case_of(name) for name in names], config["data"]["held_out_cases"])
+    codes = modules.load_vqvae(trained).encode(images[held_out])
+    loss = np.mean(modules.cross_entropy(codes, modules.load_pixelcnn(trained)(codes)))
+    best = config["pixelcnn"]["history"][config["pixelcnn"]["best_epoch"] - 1]
+    assert loss == pytest.approx(best["validation_loss"], rel=1e-4)
+
+
+def start_and_kill(program, command, checkpoint, epochs):
+    """Start a training and kill it while it computes the epoch after `epochs` finished ones."""
+    process = subprocess.Popen(
+        command, cwd=program.folder, env=program.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    finished = 0
+    for line in process.stdout:
+        name = "PixelCNN" if b"PixelCNN" in line else "VQ-VAE" if b"VQ-VAE" in line else None
+        if name == checkpoint and b", epoch " in line:
+            finished += 1
+        if finished > epochs:
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_and_resumed_training_ends_as_one_never_interrupted(trained, program, miniature):
+    models = program.folder / "resumed"
+    arguments = ("train.py", "--data", miniature, "--models", models, *TRAINING)
+    start_and_kill(program, program.command(*arguments, "--resume"), "VQ-VAE", 1)
+    start_and_kill(program, program.command(*arguments, "--resume"), "PixelCNN", 2)
+    assert not models.exists()
+    _, stderr = program.run(*arguments, "--resume")
+    assert "VQ-VAE: continuing after epoch 3" in stderr and "PixelCNN: continuing after epoch 2" in stderr
+    expected, resumed = weights(trained), weights(models)
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        np.testing.assert_array_equal(resumed[name], expected[name])
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (trained, models)]
+    for config in configs:
+        for epoch in config["vqvae"]["history"] + config["pixelcnn"]["history"]:
+            epoch.pop("seconds")
+    assert configs[0] == configs[1]
+
+
+def test_interrupted_training_says_how_to_continue_and_refuses_other_settings(trained, program, miniature):
+    before = weights(trained)
+    arguments = ("train.py", "--data", miniature, "--vqvae-epochs", 1000, "--no-show", "--models", trained)
+    process = subprocess.Popen(
+        program.command(*arguments),
+        cwd=program.folder,
+        env=program.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("VQ-VAE, epoch 3/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in stderr and "Traceback" not in stderr
+    for name, array in weights(trained).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert "seed 0, this one has 1" in program.fails(*arguments, "--resume", "--seed", 1)
+    checkpoint = trained.with_name("faithful.checkpoint") / "vqvae.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert "a broken checkpoint" in program.fails(*arguments, "--resume")
+    dataset.shutil.rmtree(checkpoint.parent)
+
+
+def test_first_call_of_a_newcomer_fetches_the_slices(miniature_zip, server, tmp_path):
+    program = Program(tmp_path)
+    stdout, stderr = program.run("dataset.py", "--url", f"{server.url}/data.zip")
+    assert "train: 48 slices of 6 cases" in stdout and "not the genuine" in stderr
+    assert (tmp_path / "dataset" / "keras_png_slices_data" / "keras_png_slices_train").is_dir()
+    stdout, _ = program.run("dataset.py")
+    assert "test: 16 slices of 2 cases" in stdout and len(server.requests) == 1
+
+
+# --- reconstruct ------------------------------------------------------------------------------------------------------
+
+
+def test_reconstruct_one_and_several_paths(trained, program, miniature, tmp_path):
+    first = miniature / "keras_png_slices_test" / "case_441_slice_0.nii.png"
+    Image.new("RGB", (300, 200), "orange").save(tmp_path / "case_441_slice_0.jpg")
+    program.run("predict.py", "reconstruct", first, "--no-show")
+    out = program.folder / "outputs"
+    assert_picture(out / "case_441_slice_0_reconstruction.png", (128, 128))
+    assert_picture(out / "reconstructions.png")
+    program.run(
+        "predict.py", "reconstruct", first, tmp_path / "case_441_slice_0.jpg", "--no-show", "--out", tmp_path / "two"
+    )
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "case_441_slice_0_2_reconstruction.png",
+        "case_441_slice_0_reconstruction.png",
+        "reconstructions.png",
+    ]
+
+
+def test_reconstruct_random_slices_by_seed(trained, program, miniature, tmp_path):
+    written = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        program.run("predict.py", "reconstruct", "--random", "--data", miniature, "--seed", 7, "--out", out)
+        written.append({path.name: path.read_bytes() for path in out.glob("*_reconstruction.png")})
+    assert written[0] == written[1] and len(written[0]) == 4
+    stdout, _ = program.run(
+        "predict.py", "reconstruct", "--random", 2, "--data", miniature, "--out", tmp_path / "three"
+    )
+    assert stdout.startswith("seed ") and len(list((tmp_path / "three").glob("*_reconstruction.png"))) == 2
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate_writes_slices_codes_and_figure(trained, program, tmp_path):
+    program.run("predict.py", "generate", 3, "--seed", 1, "--out", tmp_path)
+    codes = np.load(tmp_path / "codes.npy")
+    assert codes.shape == (3, 8, 8) and codes.min() >= 0 and codes.max() < 128
+    for number in range(3):
+        with Image.open(tmp_path / f"generated_00{number}.png") as image:
+            assert (image.mode, image.size) == ("L", (128, 128))
+    assert_picture(tmp_path / "generations.png")
+    program.run("predict.py", "generate", 5, "--seed", 1, "--out", tmp_path / "more")
+    np.testing.assert_array_equal(np.load(tmp_path / "more" / "codes.npy")[:3], codes)
+    stdout, _ = program.run("predict.py", "generate", "--out", tmp_path / "default", "--temperature", 0.5)
+    assert stdout.startswith("seed ") and len(np.load(tmp_path / "default" / "codes.npy")) == 4
+
+
+def test_figure_shows_64_of_many_and_the_files_are_all_there(trained, program, tmp_path):
+    program.run("predict.py", "generate", 70, "--seed", 1, "--out", tmp_path / "many")
+    program.run("predict.py", "generate", 64, "--seed", 1, "--out", tmp_path / "few")
+    assert len(list((tmp_path / "many").glob("generated_*.png"))) == 70
+    assert (tmp_path / "many" / "generations.png").read_bytes() == (tmp_path / "few" / "generations.png").read_bytes()
+
+
+# --- ssim -------------------------------------------------------------------------------------------------------------
+
+
+def test_ssim_writes_table_figures_and_plot(trained, program, miniature, tmp_path):
+    stdout, _ = program.run("ssim.py", "--data", miniature, "--out", tmp_path)
+    figures = json.loads((tmp_path / "ssim.json").read_text())
+    with open(tmp_path / "ssim.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = np.array([float(row["ssim"]) for row in rows])
+    ours = figures["reconstructions"]
+    assert len(rows) == 2 * SLICES and [row["case"] for row in rows] == ["case_441"] * SLICES + ["case_442"] * SLICES
+    assert ours["mean"] == pytest.approx(values.mean()) and ours["median"] == pytest.approx(np.median(values))
+    assert ours["min"] == pytest.approx(values.min()) and ours["max"] == pytest.approx(values.max())
+    by_case = ours["mean_by_case"]
+    assert by_case["cases"]["case_441"] == pytest.approx(values[:SLICES].mean())
+    assert by_case["low"] <= by_case["mean"] <= by_case["high"]
+    assert figures["mean_training_image"]["mean"] > figures["black_image"]["mean"]
+    assert f"{ours['mean']:.3f}" in stdout and "black image" in stdout
+    assert_picture(tmp_path / "ssim_plot.png")
+
+
+def test_ssim_needs_no_other_split(trained, program, miniature, tmp_path):
+    dataset.shutil.copytree(miniature / "keras_png_slices_validate", tmp_path / "keras_png_slices_validate")
+    stdout, _ = program.run("ssim.py", "--data", tmp_path, "--split", "validate", "--out", tmp_path / "out")
+    assert "16 validate slices of 2 cases" in stdout
+
+
+def test_snippet_of_the_readme_runs(trained, program):
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (program.folder / "snippet.py").write_text(snippet)
+    stdout, _ = program.run("snippet.py")
+    assert len(stdout.strip("[]\n ").split()) == 8
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_wrong_usage(program):
+    for arguments in (
+        ("generate", "0"),
+        ("generate", "-3"),
+        ("generate", "many"),
+        ("generate", "4", "--temperature", "0"),
+        ("generate", "4", "--seed", "-1"),
+        ("reconstruct",),
+        ("reconstruct", "--random", "0"),
+        ("reconstruct", "a.png", "--random", "2"),
+    ):
+        assert "usage:" in program.run("predict.py", *arguments, status=2)[1]
+    for arguments in (("--vqvae-epochs", "0"), ("--validation-share", "1"), ("--seed", "x")):
+        program.run("train.py", *arguments, status=2)
+    program.run("ssim.py", "--split", "nonsense", status=2)
+
+
+def test_user_errors_are_one_line(trained, program, miniature, tmp_path):
+    slice_ = miniature / "keras_png_slices_test" / "case_441_slice_0.nii.png"
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    assert "nowhere.png" in program.fails("predict.py", "reconstruct", slice_, tmp_path / "nowhere.png")
+    assert "text.png: not an image" in program.fails("predict.py", "reconstruct", tmp_path / "text.png")
+    assert "16 slices" in program.fails("predict.py", "reconstruct", "--random", 17, "--data", miniature)
+    assert "no trained weights" in program.fails("predict.py", "generate", "--models", tmp_path / "empty")
+    assert "no slices" in program.fails("ssim.py", "--data", tmp_path / "empty")
+    assert "no slices" in program.fails("train.py", "--data", tmp_path / "empty")
+    assert "cannot be written" in program.fails("predict.py", "generate", "--out", tmp_path / "file" / "out")
+    assert "a file" in program.fails("train.py", "--data", miniature, "--models", tmp_path / "file")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_tensorflow_does_not_chatter(trained, program, tmp_path):
+    stdout, stderr = program.run("predict.py", "generate", 2, "--seed", 1, "--out", tmp_path)
+    assert stderr == "" and "oneDNN" not in stdout
+
+
+def test_help_names_every_flag_with_its_default(program):
+    stdout, _ = program.run("train.py", "--help")
+    for flag in (
+        "--latent-dim --embeddings --vqvae-epochs --vqvae-batch-size --residual-blocks --masked-layers --pixelcnn-epochs "
+        "--pixelcnn-batch-size --validation-share --seed --resume --data --url --models --out --no-show"
+    ).split():
+        assert flag in stdout
+    for script in ("dataset.py", "predict.py", "ssim.py"):
+        command = ["reconstruct"] if script == "predict.py" else []
+        assert "--data" in program.run(script, *command, "--help")[0]
