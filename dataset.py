@@ -220,12 +220,18 @@ def fetch(splits, url=None):
             download(address, part)
             try:
                 unpack(part, splits, genuine=address != url)
-            finally:
-                part.unlink()  # unpacked or useless, and no start for a resumed transfer either
+            except UserError:
+                part.unlink()  # useless, and no start for a resumed transfer either
+                raise
+            part.unlink()
             return
         except UserError as error:
             note(f"  {error}")
             failures.append(f"{address}: {error}")
+        except OSError as error:
+            raise UserError(
+                f"{DATASET}: cannot be written ({error.strerror}); free some space and run again to continue"
+            ) from error
     raise UserError(
         "the slices could not be fetched from any address; check the network and run again, name another address with "
         f"--url, or a folder or zip with --data ({'; '.join(failures)})"
@@ -295,12 +301,7 @@ def _write(chunks, part, start, total):
         tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None) as bar,
     ):
         for chunk in itertools.chain([first], chunks):
-            try:
-                file.write(chunk)
-            except OSError as error:
-                raise UserError(
-                    f"{part}: cannot be written ({error.strerror}); free some space and run again"
-                ) from error
+            file.write(chunk)
             bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise _Retry("the transfer broke off")
@@ -325,8 +326,6 @@ def unpack(archive, splits, genuine):
         for folder in staging.iterdir():
             if not (DATASET / TOP_FOLDER / folder.name).exists():
                 folder.rename(DATASET / TOP_FOLDER / folder.name)
-    except OSError as error:
-        raise UserError(f"{DATASET}: cannot be written ({error.strerror}); free some space and run again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

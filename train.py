@@ -351,7 +351,7 @@ def train(args):
 
     if args.deterministic:
         modules.tf.config.experimental.enable_op_determinism()
-    modules.make_staging(args.models)  # found unfit now rather than after an hour
+    modules.make_staging(args.models).rmdir()  # found unfit now rather than after an hour
     dataset.make_folder(args.out)
     checkpoints = modules.checkpoint_folder(args.models)
     dataset.make_folder(checkpoints)

@@ -325,10 +325,13 @@ def test_full_disk_leaves_nothing_half_written(server, monkeypatch):
         (folder / member.name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset, "_extract", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        dataset.load_split("test", url=f"{server.url}/data.zip")
-    assert not list(dataset.DATASET.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_extract", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            dataset.load_split("test", url=f"{server.url}/data.zip")
+    assert [path.suffix for path in dataset.DATASET.iterdir()] == [".part"]
+    dataset.load_split("test", url=f"{server.url}/data.zip")  # with space again, without a second transfer
+    assert server.requests[-1][1] == f"bytes={len(server.content)}-"
 
 
 def test_dataset_script_says_what_is_there(miniature, monkeypatch, capsys):
