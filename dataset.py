@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -33,14 +34,16 @@ from PIL import Image, ImageOps
 
 SIZE = 128  # pixels a side, as the networks see a slice
 SPLITS = ("train", "validate", "test")
-DATASET = Path(__file__).parent / "dataset"  # where slices are fetched to
+HERE = Path(__file__).parent
+HERE = HERE.relative_to(Path.cwd()) if HERE.is_relative_to(Path.cwd()) else HERE  # for short messages
+DATASET = HERE / "dataset"  # where slices are fetched to
 TOP_FOLDER = "keras_png_slices_data"
 SOURCES = (  # third parties' copies, tried in this order; the content decides, not the address
     "https://media.githubusercontent.com/media/uqEi/COMP3710-Pattern-Recognition/"
     "bfe442962f9f1cbd31213e465e04a5df800fa3ad/keras_png_slices_data.zip",
     "https://codeload.github.com/Rony-star666/COMP3710/zip/3ffd9e3f584baaad2193b3323ebe7d929cac0326",
 )
-DEPTH = 4  # folders between what a user names and a split folder; the GitHub archive has three
+DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
 TIMEOUT = 20  # seconds to connect, and without a byte
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
@@ -98,6 +101,7 @@ def run(main):
     """Call a script's `main`; what the user can mend ends as one line on stderr and exit status 1."""
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # the reader of our output left, as `head` does
@@ -105,6 +109,8 @@ def run(main):
         sys.exit(1)
     except OSError as error:
         sys.exit(f"error: {error.filename or 'operating system'}: {error.strerror or error}")
+    except MemoryError:
+        sys.exit("error: this needs more memory than there is; ask for less at a time")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -116,11 +122,7 @@ def add_data_arguments(parser):
         metavar="PATH",
         help=f"folder or zip of the slices (default: {DATASET.name}/{TOP_FOLDER}, fetched where it is missing)",
     )
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("OASIS_URL"),
-        help="address of the zip to try first (default: OASIS_URL of the environment, if set)",
-    )
+    parser.add_argument("--url", help="address of the zip to try first (default: OASIS_URL of the environment, if set)")
 
 
 def add_model_arguments(parser):
@@ -128,7 +130,7 @@ def add_model_arguments(parser):
     parser.add_argument(
         "--models",
         type=Path,
-        default=Path(__file__).parent / "trained_models" / "faithful",
+        default=HERE / "trained_models" / "faithful",
         metavar="DIR",
         help="folder of the weights (default: trained_models/faithful)",
     )
@@ -145,17 +147,6 @@ def positive(text):
     return int(text)
 
 
-def make_folder(folder):
-    """Create `folder` where it is missing, and make sure that files can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written(folder / ".writable") as path:
-            path.touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
-
-
 def seed(text):
     """Argument type: a whole number from 0 to 2^32 - 1."""
     if not text.strip().isdecimal() or int(text) >= 2**32:
@@ -163,15 +154,36 @@ def seed(text):
     return int(text)
 
 
+def make_folder(folder):
+    """Create `folder` where it is missing, and make sure that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
 @contextlib.contextmanager
 def written(path):
-    """Give a path to write; what was written takes the place of `path` only when it is whole."""
+    """Give a path to write; what was written takes the place of `path` only when it is whole.
+
+    Raises UserError where it cannot be written.
+    """
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({reason(error)}); free some space or name another folder"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def reason(error):
+    """What an OSError says, in a line."""
+    return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def pyplot(no_show):
@@ -209,17 +221,18 @@ def note(line):
 def fetch(splits, url=None):
     """Download the slices and put those of `splits` that are missing into DATASET.
 
-    `url` is tried first and may hold any set of slices; what comes from SOURCES must be the genuine one.
+    `url`, or else OASIS_URL of the environment, is tried first and may hold any set of slices; what comes from SOURCES
+    must be the genuine one. Raises UserError where no address gives them, naming the reasons.
     """
     make_folder(DATASET)
     failures = []
-    for address in dict.fromkeys(filter(None, (url, *SOURCES))):
+    for address in dict.fromkeys(filter(None, (url or os.environ.get("OASIS_URL"), *SOURCES))):
         part = DATASET / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}.zip.part"
         note(f"fetching {address}")
         try:
             download(address, part)
             try:
-                unpack(part, splits, genuine=address != url)
+                unpack(part, splits, genuine=address in SOURCES)
             except UserError:
                 part.unlink()  # useless, and no start for a resumed transfer either
                 raise
@@ -230,7 +243,7 @@ def fetch(splits, url=None):
             failures.append(f"{address}: {error}")
         except OSError as error:
             raise UserError(
-                f"{DATASET}: cannot be written ({error.strerror}); free some space and run again to continue"
+                f"{DATASET}: cannot be written ({reason(error)}); free some space and run again to continue"
             ) from error
     raise UserError(
         "the slices could not be fetched from any address; check the network and run again, name another address with "
@@ -239,7 +252,10 @@ def fetch(splits, url=None):
 
 
 def download(url, part):
-    """Stream `url` to the file `part`, continuing where an earlier transfer broke off; retries what may pass."""
+    """Stream `url` to the file `part`, continuing where an earlier transfer broke off; retries what may pass.
+
+    Raises UserError for an address that gives no zip, OSError where `part` cannot be written.
+    """
     import requests
 
     for attempt in range(1, ATTEMPTS + 1):
@@ -250,8 +266,8 @@ def download(url, part):
                 raise UserError(f"gave up after {ATTEMPTS} attempts ({_reason(error)})") from error
             note(f"  {_reason(error)}; trying again")
             time.sleep(2 ** (attempt - 1))
-        except requests.RequestException as error:
-            raise UserError(f"cannot be requested ({error})") from error
+        except (requests.RequestException, ValueError) as error:
+            raise UserError(f"not an address that can be fetched ({_reason(error)})") from error
 
 
 class _Retry(Exception):
@@ -310,7 +326,8 @@ def _write(chunks, part, start, total):
 def unpack(archive, splits, genuine):
     """Put the split folders of a zip into DATASET: all that it has of SPLITS, or nothing.
 
-    Every split of `splits` must be in it, and all of SPLITS with the right digests where it must be `genuine`.
+    Raises UserError where one of `splits` is not in it, a member is corrupt or would land outside, or, where it must be
+    `genuine`, one of SPLITS has another digest than in GENUINE.
     """
     staging = DATASET / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)
@@ -351,7 +368,8 @@ class Member(NamedTuple):
 def find_slices(split, data=None, url=None):
     """The Members of a split, in natural order; fetched where `data` is None and they are missing.
 
-    `data` is a folder or a zip; the split folder may lie up to DEPTH folders below it, or be it.
+    `data` is a folder or a zip; up to DEPTH folders may lie between it and the split folder, or it may be that folder.
+    Raises UserError where it has no slices of the split.
     """
     if data is None:
         data = DATASET / TOP_FOLDER
@@ -380,8 +398,9 @@ def _members(path, split):
 def _folder_members(path, split):
     name = _folder_name(split)
     found = [path] if path.name == name else []
-    for depth in range(DEPTH):
-        found = found or [folder for folder in sorted(path.glob("*/" * depth + name)) if "__MACOSX" not in folder.parts]
+    for depth in range(DEPTH + 1):
+        below = sorted(folder.relative_to(path) for folder in path.glob("*/" * depth + name))
+        found = found or [path / folder for folder in below if not _litter_folder(folder)]
     files = [file for file in found[0].iterdir() if file.is_file()] if found else []
     return [Member(file.name, str(file), file.read_bytes) for file in files if not _litter(file.name)]
 
@@ -394,11 +413,11 @@ def _zip_members(path, split):
     folders = {}
     for info in archive.infolist():
         member = PurePosixPath(info.filename.replace("\\", "/"))
-        if member.is_absolute() or ".." in member.parts or ":" in member.parts[0]:
+        if member.is_absolute() or ".." in member.parts or ":" in "".join(member.parts[:1]):
             raise UserError(
                 f"{path}: refused, its member {info.filename!r} would land outside the folder it is unpacked to"
             )
-        if member.parent.name == _folder_name(split) and "__MACOSX" not in member.parts:
+        if member.parent.name == _folder_name(split) and not _litter_folder(member.parent):
             if not info.is_dir() and not _litter(member.name):
                 folders.setdefault(member.parent, []).append(info)
     shallowest = min(folders, key=lambda folder: len(folder.parts), default=None)
@@ -413,6 +432,11 @@ def _zip_member(path, archive, info):
             raise UserError(f"{path}: the zip is corrupt at {info.filename} ({error}); fetch it again") from error
 
     return Member(PurePosixPath(info.filename).name, f"{path}: {info.filename}", read)
+
+
+def _litter_folder(path):
+    """Whether a path lies in what an operating system, or an unpacking that was cut short, left behind."""
+    return any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
 
 
 def _litter(name):
@@ -452,7 +476,7 @@ def load_split(split, data=None, url=None):
 
     def load(index):
         content = members[index].read()
-        images[index] = prepare(decode(content, members[index].where))
+        images[index] = prepare(read_levels(content, members[index].where))
         return hashlib.sha256(content).hexdigest()
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
@@ -479,14 +503,15 @@ def _check_genuine(split, members, digests, digest):
     landmark = any(digest.startswith(known.get(member.name, "-")) for member, digest in zip(members, digests))
     if landmark and len(members) < GENUINE[split].images:
         missing = GENUINE[split].images - len(members)
+        remedy = "delete this folder and run again to fetch it" if DATASET in folder.parents else "name a whole one"
         raise UserError(
             f"{folder}: partial, {missing:,} of the {GENUINE[split].images:,} slices of the genuine {split} split are "
-            "missing; delete the folder and run again to fetch it, or name a whole one with --data"
+            f"missing; {remedy}"
         )
-    note(f"note: {folder} is not the genuine OASIS {split} split but {len(members):,} other images; used as it is")
+    note(f"note: {folder} differs from the genuine OASIS {split} split ({len(members):,} images); used as it is")
 
 
-def decode(content, where):
+def read_levels(content, where):
     """Grey levels (H, W) float32, 0 to 255, of the bytes of an image file.
 
     Colours become luminance, transparency black; 16-bit and float images are scaled by their own minimum and maximum,
@@ -524,35 +549,44 @@ def _stretch(levels):
 
 
 def prepare(levels):
-    """Grey levels (H, W) in 0..255 to an image (128, 128, 1) float32 in [-0.5, 0.5], padded to a square with black."""
-    height, width = levels.shape
-    side = max(height, width)
-    if height != width:
-        top, left = (side - height) // 2, (side - width) // 2
-        levels = np.pad(levels, ((top, side - height - top), (left, side - width - left)))
-    if side != SIZE:
+    """Grey levels (H, W) in 0..255 to an image (128, 128, 1) float32 in [-0.5, 0.5].
+
+    The longer side becomes 128 pixels, the shorter is padded with black.
+    """
+    scale = SIZE / max(levels.shape)
+    height, width = (max(1, round(side * scale)) for side in levels.shape)
+    if scale != 1:
         # the mean of the pixels under each new one; at half size this is bilinear with half-pixel centres
-        how = Image.Resampling.BOX if side > SIZE else Image.Resampling.BILINEAR
-        levels = np.asarray(Image.fromarray(levels).resize((SIZE, SIZE), how))
+        how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+        levels = np.asarray(Image.fromarray(levels).resize((width, height), how))
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    levels = np.pad(levels, ((top, SIZE - height - top), (left, SIZE - width - left)))
     return levels[..., None] / np.float32(255) - np.float32(0.5)
 
 
 def load_image(path):
-    """Any image file (PNG, JPEG, BMP, GIF, ...; any size and colours) as (128, 128, 1) float32 in [-0.5, 0.5]."""
+    """Any image file (PNG, JPEG, BMP, GIF, ...; any size and colours) as (128, 128, 1) float32 in [-0.5, 0.5].
+
+    Raises UserError where it is missing, no file, broken, too large or not an image.
+    """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; name an image file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file; name an image file")
     try:
-        return prepare(decode(path.read_bytes(), path))
+        return prepare(read_levels(path.read_bytes(), path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def to_levels(images):
+    """Grey levels (...) uint8, 0 to 255, of images (...) in [-0.5, 0.5]."""
+    return np.round((np.clip(images, -0.5, 0.5) + 0.5) * 255).astype(np.uint8)
 
 
 def save_image(path, image):
-    """Write an image (H, W, 1) in [-0.5, 0.5] as an 8-bit grey PNG."""
-    levels = np.round((np.clip(image[..., 0], -0.5, 0.5) + 0.5) * 255).astype(np.uint8)
+    """Write an image (H, W, 1) in [-0.5, 0.5] as an 8-bit grey PNG; raises UserError where it cannot."""
     with written(Path(path)) as part:
-        Image.fromarray(levels).save(part, format="PNG")
+        Image.fromarray(to_levels(image[..., 0])).save(part, format="PNG")
 
 
 def main():

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import UserError, load_image, save_image
+from dataset import UserError, load_image, reason, save_image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # the training step and the scripts' compiled functions are TensorFlow's
 
 
 @contextlib.contextmanager
@@ -63,7 +64,7 @@ class VectorQuantizer(layers.Layer):
     """
 
     def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
-        super().__init__(dtype="float32", **kwargs)  # distances of near ties want all 24 bits
+        super().__init__(**kwargs | {"dtype": "float32"})  # distances of near ties want all 24 bits
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
@@ -137,9 +138,9 @@ def build_decoder(size, filters, bottleneck, latent_dim):
 class VQVAE(keras.Model):
     """Encoder, vector quantizer and decoder (arXiv 1711.00937).
 
-    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns their reconstructions (same shape and range,
-    not clipped), their code indices (N, h, h) int32 and the quantizer's loss. `decode(encode(images))` gives the same
-    reconstructions, in batches.
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns their reconstructions (same shape, not clipped
+    to that range), their code indices (N, h, h) int32 and the quantizer's loss. `decode(encode(images))` gives the same
+    reconstructions clipped, in batches.
     """
 
     def __init__(self, *, size, filters, bottleneck, latent_dim, num_embeddings, commitment_cost, **kwargs):
@@ -155,11 +156,6 @@ class VQVAE(keras.Model):
     def call(self, images, training=False):
         quantized, codes, loss = self.quantizer(self.encoder(images, training=training), training=training)
         return self.decoder(quantized, training=training), codes, loss
-
-    @property
-    def grid(self):
-        """(h, w) of the grid of codes."""
-        return self.encoder.output_shape[1:3]
 
     def encode(self, images):
         """Code indices (N, h, w) int32 of images (N, size, size, 1)."""
@@ -204,6 +200,7 @@ def causal_mask(kernel_size, mask_type):
 
     Rows above the centre and positions left of it are 1; the centre itself is 0 in type "A" (the first layer, which
     must not see the code that it predicts) and 1 in type "B" (later layers, where the centre holds no such code).
+    Raises ValueError for another type.
     """
     if mask_type not in ("A", "B"):
         raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
@@ -307,7 +304,8 @@ def sample(pixelcnn, num, seed, temperature=1.0):
     """Draw code indices (num, h, w) int32 from the prior.
 
     Ancestral sampling: in raster order, each code from the distribution given those before it. Temperature divides
-    the logits: below 1 the likely becomes likelier. The same seed draws the same codes, however many are drawn.
+    the logits: below 1 the likely becomes likelier. The same seed draws the same codes, and the first of many are
+    those of few.
     """
     uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
     return in_batches(lambda batch: _sample(pixelcnn, batch, temperature), uniforms)
@@ -336,7 +334,7 @@ def _sample(pixelcnn, uniforms, temperature):
             x = x + _relu(_dense(_relu(ahead.at(row, column)), expand))
         for layer in masked:
             x = _relu(_dense(x, layer))
-        codes[:, row, column] = _invert(_dense(x, head) / temperature, uniforms[:, row, column])
+        codes[:, row, column] = _invert(_dense(x, head), temperature, uniforms[:, row, column])
         first.add(first.kernels[:, codes[:, row, column]], row, column)  # a one-hot input picks rows of the kernel
     return codes
 
@@ -372,9 +370,9 @@ def _relu(x):
     return np.maximum(x, 0)
 
 
-def _invert(logits, uniforms):
+def _invert(logits, temperature, uniforms):
     """Code indices (N,): where the cumulative distribution of logits (N, K) passes the uniform numbers (N,)."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / max(temperature, np.finfo(np.float32).tiny))
     cumulative = np.cumsum(weights, axis=-1)
     # the last code takes what rounding leaves between the cumulative sum and 1
     return np.sum(cumulative[:, :-1] <= uniforms[:, None] * cumulative[:, -1:], axis=-1)
@@ -414,9 +412,11 @@ def _to_unit(images):
 
 
 def psnr(images, others):
-    """Peak signal-to-noise ratio (N,) in dB, for a data range of 1, of images (N, H, W, 1) to others."""
-    with np.errstate(divide="ignore"):  # equal images: infinite
-        return -10 * np.log10(np.mean((images - others) ** 2, axis=(1, 2, 3)))
+    """Peak signal-to-noise ratio (N,) in dB, for a data range of 1, of images (N, H, W, 1) to others.
+
+    Equal images get 100 dB in place of infinity, so that means and files can hold it.
+    """
+    return -10 * np.log10(np.maximum(np.mean((images - others) ** 2, axis=(1, 2, 3)), 1e-10))
 
 
 # --- sets of weights --------------------------------------------------------------------------------------------------
@@ -429,38 +429,36 @@ CONFIG, VQVAE_WEIGHTS, PIXELCNN_WEIGHTS, MEAN_IMAGE = SET = (
 )
 
 
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def load_config(folder):
-    """config.json of the set in `folder`."""
+    """config.json of the set in `folder`; raises UserError where there is none or it is broken."""
     path = _current(folder) / CONFIG
     if not path.is_file():
-        raise UserError(
-            f"{folder}: no trained weights here ({CONFIG} is missing); name another --models, or run train.py"
-        )
+        raise UserError(f"{folder}: no trained weights here (no {CONFIG}); name another --models, or run train.py")
     try:
         config = json.loads(path.read_text())
         config["vqvae"]["network"], config["pixelcnn"]["network"]
         return config
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not the configuration of a set of weights ({error!r}); restore it or run train.py"
-        ) from error
+        raise UserError(f"{path}: not the configuration of a set ({error!r}); restore it or run train.py") from error
 
 
 def load_vqvae(folder):
-    """The VQVAE of the set in `folder`."""
-    return _load(VQVAE, VQVAE_WEIGHTS, folder, load_config(folder)["vqvae"])
+    """The VQVAE of the set in `folder`; raises UserError where its files are missing, broken or of another training."""
+    return _load(VQVAE, _current(folder) / VQVAE_WEIGHTS, load_config(folder)["vqvae"])
 
 
-def load_pixelcnn(folder):
-    """The PixelCNN of the set in `folder`; refused where it was trained on the codes of another VQ-VAE."""
+def load_models(folder):
+    """The VQVAE and the PixelCNN of the set in `folder`.
+
+    Raises UserError where files are missing, broken or of another training, or the PixelCNN was trained on the codes
+    of another VQ-VAE.
+    """
     config = load_config(folder)
     if config["pixelcnn"].get("trained_on") != config["vqvae"].get("sha256"):
         raise UserError(f"{folder}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
-    return _load(PixelCNN, PIXELCNN_WEIGHTS, folder, config["pixelcnn"])
+    current = _current(folder)
+    vqvae = _load(VQVAE, current / VQVAE_WEIGHTS, config["vqvae"])
+    return vqvae, _load(PixelCNN, current / PIXELCNN_WEIGHTS, config["pixelcnn"])
 
 
 def load_mean_image(folder):
@@ -468,8 +466,7 @@ def load_mean_image(folder):
     return load_image(_current(folder) / MEAN_IMAGE)
 
 
-def _load(network, filename, folder, config):
-    path = _current(folder) / filename
+def _load(network, path, config):
     if not path.is_file():
         raise UserError(f"{path}: missing; restore it or run train.py")
     try:
@@ -477,37 +474,39 @@ def _load(network, filename, folder, config):
         model.load_weights(path)
     except OSError as error:
         raise UserError(
-            f"{path}: truncated or not a weights file ({_first_line(error)}); restore it or run train.py"
+            f"{path}: truncated or no weights file ({reason(error)}); restore it or run train.py"
         ) from error
     except (ValueError, TypeError, KeyError) as error:
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: does not fit the network in {CONFIG} ({_first_line(error)}); restore both or run train.py"
+            f"{path}: does not fit the network in {CONFIG} ({words}); restore both or run train.py"
         ) from error
-    if sha256(path) != config.get("sha256"):
-        raise UserError(
-            f"{path}: not the weights that {CONFIG} describes, but altered or of another training; restore it"
-        )
+    if _sha256(path) != config.get("sha256"):
+        raise UserError(f"{path}: not the weights that {CONFIG} describes but of another training; restore it")
     return model
 
 
-def _first_line(error):
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save_models(folder, vqvae, pixelcnn, config, mean_image):
     """Write a set of weights beside `folder`, then swap it in whole.
 
     `config` has {"network": constructor arguments, ...} under "vqvae" and "pixelcnn"; the digests of the weights are
-    added. `mean_image` (size, size, 1) is the mean of the training images.
+    added. `mean_image` (size, size, 1) is the mean of the training images. Raises UserError where it cannot be written.
     """
     staging = make_staging(folder)
-    vqvae.save_weights(staging / VQVAE_WEIGHTS)
-    pixelcnn.save_weights(staging / PIXELCNN_WEIGHTS)
-    config["vqvae"]["sha256"] = config["pixelcnn"]["trained_on"] = sha256(staging / VQVAE_WEIGHTS)
-    config["pixelcnn"]["sha256"] = sha256(staging / PIXELCNN_WEIGHTS)
-    save_image(staging / MEAN_IMAGE, mean_image)
-    (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-    _swap(staging, Path(folder))
+    try:
+        vqvae.save_weights(staging / VQVAE_WEIGHTS)
+        pixelcnn.save_weights(staging / PIXELCNN_WEIGHTS)
+        config["vqvae"]["sha256"] = config["pixelcnn"]["trained_on"] = _sha256(staging / VQVAE_WEIGHTS)
+        config["pixelcnn"]["sha256"] = _sha256(staging / PIXELCNN_WEIGHTS)
+        save_image(staging / MEAN_IMAGE, mean_image)
+        (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        _swap(staging, Path(os.path.abspath(folder)))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)}); free some space and run again") from error
 
 
 def make_staging(folder):
@@ -515,19 +514,15 @@ def make_staging(folder):
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; name a folder with --models")
-    strangers = [entry.name for entry in folder.glob("[!.]*") if entry.name not in SET] if folder.exists() else []
+    strangers = sorted({path.name for path in folder.iterdir()} - {*SET, ".DS_Store"}) if folder.exists() else []
     if strangers:
-        raise UserError(
-            f"{folder}: holds other files ({strangers[0]}) and is replaced whole; give --models a folder of its own"
-        )
+        raise UserError(f"{folder}: is replaced whole, but holds other files ({strangers[0]}); name another --models")
     staging = _beside(folder, "tmp")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            f"{staging}: cannot be written ({error.strerror}); name another folder with --models"
-        ) from error
+        raise UserError(f"{staging}: cannot be written ({reason(error)}); name another folder with --models") from error
     return staging
 
 

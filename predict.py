@@ -114,19 +114,21 @@ def generate(args):
     """Draw args.num grids of codes and decode them; writes slices and codes, returns the figure's panels."""
     import modules
 
-    vqvae, pixelcnn = modules.load_vqvae(args.models), modules.load_pixelcnn(args.models)
+    vqvae, pixelcnn = modules.load_models(args.models)
     codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature)
-    images = vqvae.decode(codes)
-    for number, image in enumerate(images):
-        dataset.save_image(args.out / f"generated_{number:03}.png", image)
     with dataset.written(args.out / "codes.npy") as part:
         np.save(part, codes)
+    for first in range(0, args.num, SHOWN):  # some at a time, so that their number is no matter of memory
+        for number, image in enumerate(vqvae.decode(codes[first : first + SHOWN]), start=first):
+            dataset.save_image(args.out / f"generated_{number:03}.png", image)
     print(args.out / "generated_000.png", f"to generated_{args.num - 1:03}.png" if args.num > 1 else "")
     print(args.out / "codes.npy")
-    return {"codes": code_pictures(codes, vqvae.config["num_embeddings"]), "decoded": grey(images)}
+    shown = codes[:SHOWN]
+    return {"codes": code_pictures(shown, vqvae.config["num_embeddings"]), "decoded": grey(vqvae.decode(shown))}
 
 
 def choose_seed(args):
+    """args.seed, or where none was given a fresh one, which is printed."""
     if args.seed is None:
         args.seed = secrets.randbelow(2**32)
         print(f"seed {args.seed}")
@@ -138,7 +140,7 @@ def choose_seed(args):
 
 def grey(images):
     """RGB pictures (N, H, W, 3) uint8 of images (N, H, W, 1) in [-0.5, 0.5]; at most SHOWN of them."""
-    return np.repeat(np.round(np.clip(images[:SHOWN] + 0.5, 0, 1) * 255).astype(np.uint8), 3, axis=-1)
+    return np.repeat(dataset.to_levels(images[:SHOWN]), 3, axis=-1)
 
 
 def code_pictures(codes, num_embeddings):

@@ -54,8 +54,9 @@ def summarise(ssim, psnr, cases):
 
 def bootstrap_interval(values, seed=0):
     """95 % interval (low, high) of the mean of values (N,), by resampling them."""
-    draws = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    return tuple(np.percentile(draws, (2.5, 97.5)).tolist())
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
+    return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
 def plot(plt, ssim, split):

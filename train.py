@@ -81,14 +81,15 @@ def share(text):
 class Training:
     """A model in training: everything that a checkpoint holds.
 
-    `settings` is what a resumed training must have in common with the interrupted one. `history` has a dict of
-    figures for each finished epoch; `best` the weights of the epoch whose figure `monitor` was lowest, if one is named.
+    `settings` is what a resumed training must have in common with the interrupted one. `history` has a dict of figures
+    for each finished epoch. Where a figure `monitor` is named, `best` has the weights of the epoch where it was lowest.
     """
 
     def __init__(self, name, model, learning_rate, settings, path, monitor=None):
         import keras
 
         self.name, self.model, self.settings, self.path, self.monitor = name, model, settings, path, monitor
+        self.learning_rate = learning_rate
         self.optimizer = keras.optimizers.Adam(learning_rate)
         self.optimizer.build(model.trainable_variables)
         self.history, self.best = [], []
@@ -101,6 +102,11 @@ class Training:
         return 1 + int(np.argmin([epoch[self.monitor] for epoch in self.history]))
 
     def finish_epoch(self, figures):
+        """Add an epoch's figures to the history and write a checkpoint; raises UserError where one is not finite."""
+        if not all(map(math.isfinite, figures.values())):
+            raise UserError(
+                f"{self.name}: the loss is no longer finite; the weights in use stay, train with another --seed"
+            )
         self.history.append(figures)
         if self.monitor and self.best_epoch == len(self.history):
             self.best = self.model.get_weights()
@@ -117,32 +123,33 @@ class Training:
             np.savez(part, state=state, **arrays)
 
     def restore(self):
-        """Take up the checkpoint, if there is one."""
+        """Take up the checkpoint, if there is one; raises UserError where it is broken or of other settings."""
         if not self.path.exists():
             return
         try:
             with np.load(self.path) as saved:
                 state = json.loads(str(saved["state"]))
                 self._check(state["settings"])
-                self.history = state["history"]
                 for i, variable in enumerate(self._variables()):
                     variable.assign(saved[f"variable_{i}"])
                 self.best = [saved[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                self.history = state["history"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{self.path}: a broken checkpoint ({error}); delete it or train without --resume"
             ) from error
         note(f"{self.name}: continuing after epoch {len(self.history)}")
 
     def _check(self, saved):
-        for name, value in json.loads(json.dumps(self.settings)).items():
+        for name, value in self.settings.items():
             if saved.get(name) != value:
                 raise UserError(
-                    f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; "
-                    "call train.py as then, or without --resume to start afresh"
+                    f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; call "
+                    "train.py as then, or without --resume to start afresh"
                 )
 
     def keep_best(self):
+        """Give the model the weights of the best epoch."""
         if self.best:
             self.model.set_weights(self.best)
 
@@ -200,8 +207,8 @@ def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
 # --- the two models ---------------------------------------------------------------------------------------------------
 
 
-def train_vqvae(images, settings, args, path):
-    """Train a VQVAE on images (N, 128, 128, 1); returns its Training."""
+def train_vqvae(images, variance, settings, args, path):
+    """Train a VQVAE on images (N, 128, 128, 1) of that variance; returns its Training."""
     import keras
     from keras import ops
 
@@ -209,7 +216,6 @@ def train_vqvae(images, settings, args, path):
 
     keras.utils.set_random_seed(args.seed)
     model = modules.VQVAE(**NETWORK, latent_dim=args.latent_dim, num_embeddings=args.embeddings)
-    variance = settings["variance"]
     settings = settings | {
         "latent_dim": args.latent_dim,
         "embeddings": args.embeddings,
@@ -221,7 +227,7 @@ def train_vqvae(images, settings, args, path):
         reconstructions, codes, quantizer_loss = model(images, training=True)
         reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
         total = reconstruction_loss + quantizer_loss
-        counts = ops.bincount(ops.reshape(codes, (-1,)), minlength=args.embeddings)
+        counts = ops.sum(ops.one_hot(codes, args.embeddings), axis=(0, 1, 2))
         return total, {
             "loss": total,
             "reconstruction_loss": reconstruction_loss,
@@ -247,7 +253,7 @@ def train_vqvae(images, settings, args, path):
 def hold_out(cases, share, seed):
     """The held-out cases, sorted: a share (at least one) of the cases, drawn by the seed.
 
-    By case and not by slice: neighbouring slices of one head are nearly the same.
+    By case and not by slice: neighbouring slices of one head are nearly the same. Raises UserError for a single case.
     """
     distinct = sorted(set(cases))
     if len(distinct) < 2:
@@ -286,7 +292,7 @@ def train_pixelcnn(codes, held_out, settings, args, path):
         accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
         return total, {"loss": total, "accuracy": accuracy}
 
-    train, validation = codes[~held_out], codes[held_out]
+    training_codes, validation_codes = codes[~held_out], codes[held_out]
     evaluate = tf.function(
         lambda batch: loss(model, batch)[1], input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)]
     )
@@ -295,10 +301,10 @@ def train_pixelcnn(codes, held_out, settings, args, path):
         figures = {name: float(value) for name, value in totals.items()}
         for name in figures.copy():
             figures[f"validation_{name}"] = 0.0
-        for i in range(0, len(validation), modules.BATCH):
-            batch = validation[i : i + modules.BATCH]
+        for i in range(0, len(validation_codes), modules.BATCH):
+            batch = validation_codes[i : i + modules.BATCH]
             for name, value in evaluate(batch).items():
-                figures[f"validation_{name}"] += float(value) * len(batch) / len(validation)
+                figures[f"validation_{name}"] += float(value) * len(batch) / len(validation_codes)
         line = "  " + "; ".join(
             f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
             f"accuracy {figures[prefix + 'accuracy']:.3f}"
@@ -308,7 +314,7 @@ def train_pixelcnn(codes, held_out, settings, args, path):
 
     if args.resume:
         training.restore()
-    fit(training, loss, summarise, [train], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
+    fit(training, loss, summarise, [training_codes], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
     training.keep_best()
     return training
 
@@ -346,25 +352,28 @@ def plot_pixelcnn(plt, history, best_epoch):
 
 
 def train(args):
-    """Train both models on the training split and store them in args.models."""
+    """Train both models on the training split and store them in args.models; returns their configuration."""
     import modules
 
     if args.deterministic:
         modules.tf.config.experimental.enable_op_determinism()
     modules.make_staging(args.models).rmdir()  # found unfit now rather than after an hour
     dataset.make_folder(args.out)
-    checkpoints = modules.checkpoint_folder(args.models)
-    dataset.make_folder(checkpoints)
     images, names, digest = dataset.load_split("train", args.data, args.url)
-    data = {"digest": digest, "variance": float(images.var(dtype=np.float64)), "seed": args.seed}
-    if data["variance"] == 0:
+    variance = float(images.var(dtype=np.float64))
+    if variance == 0:
         raise UserError("all training slices are one constant; nothing can be learned from them")
-
-    vqvae = train_vqvae(images, data, args, checkpoints / "vqvae.npz")
-    codes = vqvae.model.encode(images)
     cases = [dataset.case_of(name) for name in names]
     held_out = hold_out(cases, args.validation_share, args.seed)
-    settings = data | {"codes": hashlib.sha256(codes.tobytes()).hexdigest()}
+
+    checkpoints = modules.checkpoint_folder(args.models)
+    if not args.resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    dataset.make_folder(checkpoints)
+    settings = {"digest": digest, "seed": args.seed}
+    vqvae = train_vqvae(images, variance, settings, args, checkpoints / "vqvae.npz")
+    codes = vqvae.model.encode(images)
+    settings["vqvae"] = hashlib.sha256(b"".join(weight.tobytes() for weight in vqvae.model.get_weights())).hexdigest()
     pixelcnn = train_pixelcnn(codes, np.isin(cases, held_out), settings, args, checkpoints / "pixelcnn.npz")
 
     config = {
@@ -374,7 +383,7 @@ def train(args):
             "digest": digest,
             "genuine": dataset.is_genuine("train", digest),
             "slices": len(names),
-            "variance": data["variance"],
+            "variance": variance,
             "held_out_cases": held_out,
         },
         "seed": args.seed,
@@ -390,7 +399,7 @@ def train(args):
 def describe(training, batch_size):
     """What config.json says of a finished training beside its network."""
     return {
-        "learning_rate": float(training.optimizer.learning_rate),
+        "learning_rate": training.learning_rate,
         "batch_size": batch_size,
         "epochs": len(training.history),
         "best_epoch": training.best_epoch,
