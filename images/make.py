@@ -1,7 +1,8 @@
 """Makes the figures of the README, each by the script call beside its name: python images/make.py
 
 Needs scikit-image and nilearn besides requirements.txt (pip install scikit-image nilearn): they carry the cat, the
-person and the brain from elsewhere. The two training plots are those that train.py left in outputs/.
+person and the brain from elsewhere, which it leaves in outputs/elsewhere/. The two training plots are copied from
+outputs/, where train.py leaves them; without them the old ones stay.
 """
 
 import shutil
@@ -36,6 +37,7 @@ def elsewhere(folder):
         "cat": data.cat(),
         "person": data.astronaut(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
     return {name: folder / f"{name}.png" for name in pictures}
@@ -78,7 +80,8 @@ def overview():
     for start, end, style in arrows:
         axes.annotate("", end, start, arrowprops={"arrowstyle": style, "color": "dimgrey", "lw": 1.5})
     axes.text(7.45, 1.88, "look up", fontsize=9, color="dimgrey")
-    axes.text(6.0, 0.95, "learn\ndraw", fontsize=9, color="dimgrey", ha="center", va="center")
+    axes.text(6.0, 1.0, "learn", fontsize=9, color="dimgrey", ha="center", va="center")
+    axes.text(6.0, 0.7, "draw", fontsize=9, color="dimgrey", ha="center", va="center")
     figure.savefig(IMAGES / "vqvae_overview.png", dpi=110, bbox_inches="tight")
 
 
@@ -89,9 +92,8 @@ def main():
     )
     call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")
     call("ssim_plot.png", "ssim_plot.png", "ssim.py")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in elsewhere(Path(folder)).items():
-            call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", "predict.py", "reconstruct", str(path))
+    for name, path in elsewhere(ROOT / "outputs" / "elsewhere").items():
+        call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", "predict.py", "reconstruct", str(path))
     for name in ("vqvae_training_plot.png", "pixelcnn_training_plot.png"):
         if (ROOT / "outputs" / name).exists():
             shutil.copy(ROOT / "outputs" / name, IMAGES)

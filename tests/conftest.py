@@ -1,5 +1,6 @@
 """What the tests share: a miniature data set in the genuine layout, a server of it, the scripts as a user has them."""
 
+import contextlib
 import http.server
 import os
 import shutil
@@ -96,15 +97,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(miniature_zip):
-    """A loopback server of the miniature's zip; `server.url` is its address, `server.cuts` transfers break off."""
+@contextlib.contextmanager
+def serve(zip_path):
+    """A loopback server of a zip; `server.url` is its address, the next `server.cuts` transfers break off."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.cuts, server.requests = miniature_zip.read_bytes(), 0, []
+        server.content, server.cuts, server.requests = zip_path.read_bytes(), 0, []
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def server(miniature_zip):
+    with serve(miniature_zip) as server:
+        yield server
 
 
 class Program:
@@ -119,7 +126,10 @@ class Program:
         return [sys.executable, *map(str, arguments)]
 
     def environment(self):
-        return os.environ | {"MPLBACKEND": "Agg", "NO_PROXY": "127.0.0.1"}
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND", "OASIS_URL")
+        }
+        return inherited | {"NO_PROXY": "127.0.0.1"}
 
     def run(self, *arguments, status=0):
         """Run a script to its end; returns stdout and stderr."""
@@ -163,7 +173,8 @@ TRAINING = (
 
 
 @pytest.fixture(scope="session")
-def trained(program, miniature):
-    """A folder of weights that train.py wrote, trained for seconds on the miniature."""
-    program.run("train.py", "--data", miniature, *TRAINING)
+def trained(program, miniature_zip):
+    """A folder of weights that train.py wrote, trained for seconds on the miniature, which it fetched."""
+    with serve(miniature_zip) as server:
+        program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     return program.folder / "trained_models" / "faithful"

@@ -19,6 +19,8 @@ def no_waiting(monkeypatch, tmp_path):
     monkeypatch.setattr(dataset, "SOURCES", ())
     monkeypatch.setattr(dataset.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(dataset, "DATASET", tmp_path / "dataset")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OASIS_URL", raising=False)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -69,6 +71,11 @@ def test_proportions_are_kept_by_padding(tmp_path):
     assert (image[:47] == -0.5).all() and (image[81:] == -0.5).all() and (image[49:79] == 0.5).all()
 
 
+def test_long_and_thin_image_is_shrunk_before_it_is_padded(tmp_path):
+    make_thin(tmp_path / "thin.png")
+    assert dataset.load_image(tmp_path / "thin.png").shape == (128, 128, 1)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_deep_images_are_scaled_by_their_own_range(tmp_path, dtype):
     ramp = np.linspace(1000, 3000, 128).astype(dtype) * np.ones((128, 1), dtype)
@@ -103,6 +110,10 @@ def make_truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def make_thin(path):
+    Image.new("1", (50_000_000, 1)).save(path, format="PNG")
+
+
 def make_huge(path):
     Image.new("1", (10_000, 10_000)).save(path, format="PNG")
 
@@ -115,7 +126,8 @@ def make_bomb(path):
     "make, words",
     [
         (None, "cannot be read"),
-        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: path.mkdir(), "not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a file"),
         (make_empty, "empty"),
         (make_text, "not an image"),
         (make_truncated, "broken"),
@@ -154,6 +166,9 @@ def nest_litter(top, folder):
     shutil.copytree(top, folder / "a" / top.name)
     litter = folder / "__MACOSX" / "keras_png_slices_test"
     litter.mkdir(parents=True)
+    cut = folder / ".unpacking" / "keras_png_slices_test"
+    cut.mkdir(parents=True)
+    (cut / "case_441_slice_0.nii.png").write_bytes(b"half")
     (litter / "._case_441_slice_0.nii.png").write_bytes(b"Mac OS X")
     (folder / "a" / top.name / "keras_png_slices_test" / ".DS_Store").write_bytes(b"Bud1")
     return folder
@@ -168,7 +183,7 @@ def test_nestings_met_in_the_wild(miniature, tmp_path, nest, zipped, capsys):
     images, names, _ = dataset.load_split("test", data)
     assert names == [f"case_{case}_slice_{k}.nii.png" for case in (441, 442) for k in range(SLICES)]
     np.testing.assert_array_equal(images, dataset.load_split("test", miniature).images)
-    assert "not the genuine" in capsys.readouterr().err
+    assert "differs from the genuine" in capsys.readouterr().err
 
 
 def test_split_that_is_missing_or_empty_is_refused(miniature, tmp_path):
@@ -216,6 +231,13 @@ def test_corrupt_zip_is_refused(miniature_zip, tmp_path):
     (tmp_path / "half.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="half.zip: neither a folder nor a sound zip"):
         dataset.load_split("test", tmp_path / "half.zip")
+
+
+def test_zip_with_an_entry_of_the_folder_itself(miniature_zip, tmp_path):
+    shutil.copy(miniature_zip, tmp_path / "dot.zip")
+    with zipfile.ZipFile(tmp_path / "dot.zip", "a") as archive:
+        archive.writestr("./", b"")
+    assert len(dataset.load_split("test", tmp_path / "dot.zip").names) == 2 * SLICES
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/tmp/evil.png", "a\\..\\..\\evil.png", "C:/evil.png"])
@@ -297,19 +319,27 @@ def test_bad_answers_are_told_in_one_line(server, path, words, requests):
     assert not list(dataset.DATASET.iterdir())
 
 
-def test_no_server_is_told_in_one_line():
-    with pytest.raises(UserError, match="refused"):
-        dataset.load_split("test", url="http://127.0.0.1:9/data.zip")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data.zip", "http://a..b/data.zip", "nonsense"])
+def test_address_without_a_server_is_told_in_one_line(url):
+    with pytest.raises(UserError, match="refused|not an address") as caught:
+        dataset.load_split("test", url=url)
+    assert "\n" not in str(caught.value)
 
 
-def test_next_address_is_tried(server, monkeypatch):
-    monkeypatch.setattr(dataset, "unpack", lambda archive, splits, genuine: unpack(archive, splits, genuine=False))
+@pytest.fixture
+def genuine_miniature(miniature, monkeypatch):
+    """The digests of the miniature in place of those of the genuine set."""
+    for split in dataset.SPLITS:
+        images, _, digest = dataset.load_split(split, miniature)
+        monkeypatch.setitem(dataset.GENUINE, split, dataset.Genuine(len(images), digest, {}))
+
+
+def test_next_address_is_tried_and_the_genuine_set_accepted(server, monkeypatch, genuine_miniature, capsys):
     monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/404", f"{server.url}/data.zip"))
-    dataset.load_split("test", url=f"{server.url}/page")
+    monkeypatch.setenv("OASIS_URL", f"{server.url}/page")
+    dataset.load_split("test")
     assert [path for path, _ in server.requests] == ["/page", "/404", "/data.zip"]
-
-
-unpack = dataset.unpack
+    assert "differs" not in capsys.readouterr().err
 
 
 def test_built_in_address_must_give_the_genuine_set(server, monkeypatch):

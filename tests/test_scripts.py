@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -67,38 +68,44 @@ def test_kept_weights_are_those_of_the_best_epoch(trained, miniature):
     config = json.loads((trained / "config.json").read_text())
     images, names, _ = dataset.load_split("train", miniature)
     held_out = np.isin([dataset.case_of(name) for name in names], config["data"]["held_out_cases"])
-    codes = modules.load_vqvae(trained).encode(images[held_out])
-    loss = np.mean(modules.cross_entropy(codes, modules.load_pixelcnn(trained)(codes)))
+    vqvae, pixelcnn = modules.load_models(trained)
+    codes = vqvae.encode(images[held_out])
+    loss = np.mean(modules.cross_entropy(codes, pixelcnn(codes)))
     best = config["pixelcnn"]["history"][config["pixelcnn"]["best_epoch"] - 1]
     assert loss == pytest.approx(best["validation_loss"], rel=1e-4)
 
 
-def start_and_kill(program, command, checkpoint, epochs):
-    """Start a training and kill it while it computes the epoch after `epochs` finished ones."""
+def start_and_kill(program, command, line):
+    """Start a training and kill it in the epoch that `line` announces; returns what it said."""
     process = subprocess.Popen(
-        command, cwd=program.folder, env=program.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command,
+        cwd=program.folder,
+        env=program.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    finished = 0
-    for line in process.stdout:
-        name = "PixelCNN" if b"PixelCNN" in line else "VQ-VAE" if b"VQ-VAE" in line else None
-        if name == checkpoint and b", epoch " in line:
-            finished += 1
-        if finished > epochs:
-            time.sleep(0.05)
+    said = []
+    for said_line in process.stdout:
+        said.append(said_line)
+        if said_line.startswith(line):
+            time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             break
     process.stdout.close()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL, said
+    return "".join(said)
 
 
 def test_killed_and_resumed_training_ends_as_one_never_interrupted(trained, program, miniature):
     models = program.folder / "resumed"
     arguments = ("train.py", "--data", miniature, "--models", models, *TRAINING)
-    start_and_kill(program, program.command(*arguments, "--resume"), "VQ-VAE", 1)
-    start_and_kill(program, program.command(*arguments, "--resume"), "PixelCNN", 2)
+    command = program.command(*arguments, "--resume")
+    assert "continuing" not in start_and_kill(program, command, "VQ-VAE, epoch 2/3")  # nothing to continue yet
+    assert "VQ-VAE: continuing after epoch 1" in start_and_kill(program, command, "PixelCNN, epoch 2/3")
     assert not models.exists()
     _, stderr = program.run(*arguments, "--resume")
-    assert "VQ-VAE: continuing after epoch 3" in stderr and "PixelCNN: continuing after epoch 2" in stderr
+    assert "VQ-VAE: continuing after epoch 3" in stderr and "PixelCNN: continuing after epoch 1" in stderr
     expected, resumed = weights(trained), weights(models)
     assert expected.keys() == resumed.keys()
     for name in expected:
@@ -131,15 +138,16 @@ def test_interrupted_training_says_how_to_continue_and_refuses_other_settings(tr
         np.testing.assert_array_equal(array, before[name])
     assert "seed 0, this one has 1" in program.fails(*arguments, "--resume", "--seed", 1)
     checkpoint = trained.with_name("faithful.checkpoint") / "vqvae.npz"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "a broken checkpoint" in program.fails(*arguments, "--resume")
+    for content in (checkpoint.read_bytes()[:1000], b""):
+        checkpoint.write_bytes(content)
+        assert "a broken checkpoint" in program.fails(*arguments, "--resume")
     dataset.shutil.rmtree(checkpoint.parent)
 
 
 def test_first_call_of_a_newcomer_fetches_the_slices(miniature_zip, server, tmp_path):
     program = Program(tmp_path)
     stdout, stderr = program.run("dataset.py", "--url", f"{server.url}/data.zip")
-    assert "train: 48 slices of 6 cases" in stdout and "not the genuine" in stderr
+    assert "train: 48 slices of 6 cases" in stdout and "differs from the genuine" in stderr
     assert (tmp_path / "dataset" / "keras_png_slices_data" / "keras_png_slices_train").is_dir()
     stdout, _ = program.run("dataset.py")
     assert "test: 16 slices of 2 cases" in stdout and len(server.requests) == 1
@@ -229,6 +237,16 @@ def test_ssim_needs_no_other_split(trained, program, miniature, tmp_path):
     assert "16 validate slices of 2 cases" in stdout
 
 
+def test_shipped_weights_generate_without_any_data(tmp_path):
+    program = Program(tmp_path)
+    dataset.shutil.copytree(ROOT / "trained_models" / "faithful", tmp_path / "trained_models" / "faithful")
+    program.run("predict.py", "generate", 8, "--seed", 0)
+    assert_picture(tmp_path / "outputs" / "generations.png")
+    for number in range(8):
+        assert_picture(tmp_path / "outputs" / f"generated_00{number}.png", (128, 128))
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_snippet_of_the_readme_runs(trained, program):
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     (program.folder / "snippet.py").write_text(snippet)
@@ -268,8 +286,25 @@ def test_user_errors_are_one_line(trained, program, miniature, tmp_path):
     assert "no slices" in program.fails("ssim.py", "--data", tmp_path / "empty")
     assert "no slices" in program.fails("train.py", "--data", tmp_path / "empty")
     assert "cannot be written" in program.fails("predict.py", "generate", "--out", tmp_path / "file" / "out")
+    assert "more memory" in program.fails("predict.py", "generate", 10**12)
     assert "a file" in program.fails("train.py", "--data", miniature, "--models", tmp_path / "file")
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(trained, program, miniature, tmp_path):
+    models, blocks = tmp_path / "models", 300  # of 1 KiB that a file may have: the checkpoint needs more
+    training = program.command("train.py", "--data", miniature, "--models", models, *TRAINING)
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f {blocks}; exec {shlex.join(training)}"],
+        cwd=program.folder,
+        env=program.environment(),
+        capture_output=True,
+        text=True,
+    )
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert error.startswith("error:") and "vqvae.npz: cannot be written" in error and "free some space" in error
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["models.checkpoint"]
 
 
 def test_tensorflow_does_not_chatter(trained, program, tmp_path):
@@ -278,11 +313,25 @@ def test_tensorflow_does_not_chatter(trained, program, tmp_path):
 
 
 def test_help_names_every_flag_with_its_default(program):
-    stdout, _ = program.run("train.py", "--help")
-    for flag in (
-        "--latent-dim --embeddings --vqvae-epochs --vqvae-batch-size --residual-blocks --masked-layers --pixelcnn-epochs "
-        "--pixelcnn-batch-size --validation-share --seed --resume --data --url --models --out --no-show"
-    ).split():
+    stdout = " ".join(program.run("train.py", "--help")[0].split())
+    defaults = {
+        "latent-dim": 16,
+        "embeddings": 128,
+        "vqvae-epochs": 30,
+        "vqvae-batch-size": 128,
+        "residual-blocks": 2,
+        "masked-layers": 2,
+        "pixelcnn-epochs": 30,
+        "pixelcnn-batch-size": 128,
+        "validation-share": 0.1,
+        "seed": 0,
+        "models": "trained_models/faithful",
+        "out": "outputs",
+        "data": "dataset/keras_png_slices_data",
+    }
+    for flag, default in defaults.items():
+        assert re.search(rf"--{flag} [A-Z]+ [^()]*\(default: {default}", stdout), flag
+    for flag in ("--resume", "--deterministic", "--url", "--no-show"):
         assert flag in stdout
     for script in ("dataset.py", "predict.py", "ssim.py"):
         command = ["reconstruct"] if script == "predict.py" else []
