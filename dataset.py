@@ -169,7 +169,7 @@ def written(path):
 
     Raises UserError where it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part{path.suffix}")
+    part = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # two processes may write the same
     try:
         yield part
         part.replace(path)
