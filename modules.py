@@ -155,7 +155,7 @@ class VQVAE(keras.Model):
 
     def call(self, images, training=False):
         quantized, codes, loss = self.quantizer(self.encoder(images, training=training), training=training)
-        return self.decoder(quantized, training=training), codes, loss
+        return ops.cast(self.decoder(quantized, training=training), "float32"), codes, loss
 
     def encode(self, images):
         """Code indices (N, h, w) int32 of images (N, size, size, 1)."""
@@ -228,6 +228,50 @@ class MaskedConv2D(layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("vqvae")
+class CodeConv2D(layers.Layer):
+    """A masked convolution of one-hot codes, same padding and ReLU, called on code indices (N, h, w) int32 themselves.
+
+    A one-hot input picks a row of the kernel at each tap, so the result (N, h, w, filters) is a sum of looked-up rows:
+    nothing is multiplied. The kernel is that of the convolution, its masked part included.
+    """
+
+    def __init__(self, num_embeddings, filters, kernel_size, mask_type, **kwargs):
+        super().__init__(**kwargs)
+        self.num_embeddings = num_embeddings
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.mask_type = mask_type
+        self.mask = causal_mask(kernel_size, mask_type)
+
+    def build(self, input_shape):
+        shape = (self.kernel_size, self.kernel_size, self.num_embeddings, self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer="glorot_uniform", name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, codes):
+        size, taps = self.kernel_size, int(self.mask.sum())  # the unmasked taps come first in raster order
+        height, width = codes.shape[1:]
+        padded = tf.pad(codes, ((0, 0), (size // 2, size // 2), (size // 2, size // 2)), constant_values=-1)
+        places = [divmod(tap, size) for tap in range(taps)]
+        seen = tf.stack([padded[:, row : row + height, column : column + width] for row, column in places], axis=-1)
+        seen = tf.reshape(seen, (-1, taps))  # (N h w, taps): the code under each tap, -1 outside of the grid
+        inside = tf.where(seen >= 0)
+        rows = tf.gather_nd(seen + np.arange(taps, dtype=np.int32) * self.num_embeddings, inside)
+        table = tf.reshape(self.kernel, (size * size, self.num_embeddings, self.filters))[:taps]
+        table = tf.reshape(table, (taps * self.num_embeddings, self.filters))
+        sums = tf.sparse.segment_sum(table, rows, inside[:, 0], num_segments=tf.shape(seen)[0])
+        return ops.relu(tf.reshape(sums, (-1, height, width, self.filters)) + self.bias)
+
+    def get_config(self):
+        return super().get_config() | {
+            "num_embeddings": self.num_embeddings,
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "mask_type": self.mask_type,
+        }
+
+
+@keras.saving.register_keras_serializable("vqvae")
 class ResidualBlock(layers.Layer):
     """1x1 convolution, masked 3x3 type B to half the filters, 1x1 back, added to the input (N, h, w, filters)."""
 
@@ -269,17 +313,17 @@ class PixelCNN(keras.Model):
             "residual_blocks": residual_blocks,
             "masked_layers": masked_layers,
         }
-        self.first = MaskedConv2D(filters, 7, mask_type="A", name="first")
+        self.first = CodeConv2D(num_embeddings, filters, 7, mask_type="A", dtype="float32", name="first")
         self.blocks = [ResidualBlock(filters, name=f"block_{i}") for i in range(residual_blocks)]
         self.masked = [MaskedConv2D(filters, 1, mask_type="B", name=f"masked_{i}") for i in range(masked_layers)]
         self.head = layers.Conv2D(num_embeddings, 1, dtype="float32", name="head")
-        self.first.build((None, *self.grid, num_embeddings))
+        self.first.build((None, *self.grid))
         for layer in [*self.blocks, *self.masked, self.head]:
             layer.build((None, *self.grid, filters))
         self.built = True
 
     def call(self, codes, training=False):
-        x = self.first(ops.one_hot(codes, self.num_embeddings, dtype=self.compute_dtype))
+        x = self.first(codes)
         for layer in [*self.blocks, *self.masked]:
             x = layer(x)
         return self.head(x)

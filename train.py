@@ -56,6 +56,12 @@ def parse_arguments():
         "--resume", action="store_true", help="continue an interrupted training after its last finished epoch"
     )
     parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "mixed_bfloat16"),
+        default="auto",
+        help="of the convolutions; weights, codes and losses stay float32 (default: auto, the faster one as measured)",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_true",
         help="the same result to the bit for the same seed and machine; slower on GPUs",
@@ -75,7 +81,54 @@ def share(text):
     raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
 
 
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def choose_precision(asked, checkpoint):
+    """The Keras dtype policy to train with: as asked, or where that is "auto" that of the checkpoint, or the faster.
+
+    Faster is mixed_bfloat16 where the processor has units for bfloat16, and far slower where it has none, so it is
+    measured: a convolution of a middle layer's size, with its gradients.
+    """
+    if asked != "auto":
+        return asked
+    if checkpoint.exists():
+        return load_checkpoint(checkpoint)[0]["settings"]["precision"]
+    return "mixed_bfloat16" if _convolution_seconds("bfloat16") < 0.9 * _convolution_seconds("float32") else "float32"
+
+
+def _convolution_seconds(dtype):
+    import tensorflow as tf
+
+    images, kernel = tf.ones((64, 32, 32, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
+
+    @tf.function
+    def convolve():
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            result = tf.nn.conv2d(images, kernel, 1, "SAME")
+        return [tf.reduce_sum(tf.cast(gradient, "float32")) for gradient in tape.gradient(result, (images, kernel))]
+
+    def seconds():
+        began = time.perf_counter()
+        np.asarray(convolve())
+        return time.perf_counter() - began
+
+    seconds()  # traces
+    return min(seconds() for _ in range(5))
+
+
 # --- a training and its checkpoints -----------------------------------------------------------------------------------
+
+
+def load_checkpoint(path):
+    """The state (a dict of settings and history) and the arrays by name of a checkpoint; UserError if it is broken."""
+    try:
+        with np.load(path) as saved:
+            arrays = dict(saved)
+        return json.loads(str(arrays.pop("state"))), arrays
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: a broken checkpoint ({error}); delete it or train without --resume") from error
 
 
 class Training:
@@ -126,18 +179,12 @@ class Training:
         """Take up the checkpoint, if there is one; raises UserError where it is broken or of other settings."""
         if not self.path.exists():
             return
-        try:
-            with np.load(self.path) as saved:
-                state = json.loads(str(saved["state"]))
-                self._check(state["settings"])
-                for i, variable in enumerate(self._variables()):
-                    variable.assign(saved[f"variable_{i}"])
-                self.best = [saved[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
-                self.history = state["history"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.path}: a broken checkpoint ({error}); delete it or train without --resume"
-            ) from error
+        state, arrays = load_checkpoint(self.path)
+        self._check(state["settings"])
+        for i, variable in enumerate(self._variables()):
+            variable.assign(arrays[f"variable_{i}"])
+        self.best = [arrays[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
+        self.history = state["history"]
         note(f"{self.name}: continuing after epoch {len(self.history)}")
 
     def _check(self, saved):
@@ -207,10 +254,27 @@ def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
 # --- the two models ---------------------------------------------------------------------------------------------------
 
 
+def vqvae_loss(variance):
+    """The loss of a VQVAE, and its figures, on images (N, size, size, 1) from data of that variance."""
+    from keras import ops
+
+    def loss(model, images):
+        reconstructions, codes, quantizer_loss = model(images, training=True)
+        reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+        total = reconstruction_loss + quantizer_loss
+        return total, {
+            "loss": total,
+            "reconstruction_loss": reconstruction_loss,
+            "quantizer_loss": quantizer_loss,
+            "code_counts": ops.sum(ops.one_hot(codes, model.config["num_embeddings"]), axis=(0, 1, 2)),
+        }
+
+    return loss
+
+
 def train_vqvae(images, variance, settings, args, path):
     """Train a VQVAE on images (N, 128, 128, 1) of that variance; returns its Training."""
     import keras
-    from keras import ops
 
     import modules
 
@@ -223,18 +287,6 @@ def train_vqvae(images, variance, settings, args, path):
     }
     training = Training("VQ-VAE", model, VQVAE_LEARNING_RATE, settings, path)
 
-    def loss(model, images):
-        reconstructions, codes, quantizer_loss = model(images, training=True)
-        reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
-        total = reconstruction_loss + quantizer_loss
-        counts = ops.sum(ops.one_hot(codes, args.embeddings), axis=(0, 1, 2))
-        return total, {
-            "loss": total,
-            "reconstruction_loss": reconstruction_loss,
-            "quantizer_loss": quantizer_loss,
-            "code_counts": counts,
-        }
-
     def summarise(totals):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
         figures = {name: float(value) for name, value in totals.items()}
@@ -246,7 +298,7 @@ def train_vqvae(images, variance, settings, args, path):
 
     if args.resume:
         training.restore()
-    fit(training, loss, summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed)
+    fit(training, vqvae_loss(variance), summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed)
     return training
 
 
@@ -262,11 +314,22 @@ def hold_out(cases, share, seed):
     return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
 
 
+def pixelcnn_loss(model, codes):
+    """The loss of a PixelCNN, in nats a code, and its figures, on codes (N, h, w)."""
+    from keras import ops
+
+    import modules
+
+    logits = model(codes, training=True)
+    loss = ops.mean(modules.cross_entropy(codes, logits))
+    accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
+    return loss, {"loss": loss, "accuracy": accuracy}
+
+
 def train_pixelcnn(codes, held_out, settings, args, path):
     """Train a PixelCNN on codes (N, h, w) but for the `held_out` (N,) bool, which validate; returns its Training."""
     import keras
     import tensorflow as tf
-    from keras import ops
 
     import modules
 
@@ -286,15 +349,10 @@ def train_pixelcnn(codes, held_out, settings, args, path):
     }
     training = Training("PixelCNN", model, PIXELCNN_LEARNING_RATE, settings, path, monitor="validation_loss")
 
-    def loss(model, codes):
-        logits = model(codes, training=True)
-        total = ops.mean(modules.cross_entropy(codes, logits))
-        accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
-        return total, {"loss": total, "accuracy": accuracy}
-
     training_codes, validation_codes = codes[~held_out], codes[held_out]
     evaluate = tf.function(
-        lambda batch: loss(model, batch)[1], input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)]
+        lambda batch: pixelcnn_loss(model, batch)[1],
+        input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)],
     )
 
     def summarise(totals):
@@ -314,7 +372,7 @@ def train_pixelcnn(codes, held_out, settings, args, path):
 
     if args.resume:
         training.restore()
-    fit(training, loss, summarise, [training_codes], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
+    fit(training, pixelcnn_loss, summarise, [training_codes], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
     training.keep_best()
     return training
 
@@ -370,7 +428,10 @@ def train(args):
     if not args.resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     dataset.make_folder(checkpoints)
-    settings = {"digest": digest, "seed": args.seed}
+    precision = choose_precision(args.precision, checkpoints / "vqvae.npz")
+    modules.keras.config.set_dtype_policy(precision)
+    print(f"precision: {precision}")
+    settings = {"digest": digest, "seed": args.seed, "precision": precision}
     vqvae = train_vqvae(images, variance, settings, args, checkpoints / "vqvae.npz")
     codes = vqvae.model.encode(images)
     settings["vqvae"] = hashlib.sha256(b"".join(weight.tobytes() for weight in vqvae.model.get_weights())).hexdigest()
@@ -387,6 +448,7 @@ def train(args):
             "held_out_cases": held_out,
         },
         "seed": args.seed,
+        "precision": precision,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }

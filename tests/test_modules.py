@@ -141,6 +141,22 @@ def test_wrong_latents_are_refused():
         modules.VectorQuantizer(8, 4, 0.25)(np.zeros((1, 2, 2, 3), np.float32))
 
 
+def test_mixed_precision_keeps_weights_codes_and_losses_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        vqvae, pixelcnn = make_vqvae(), make_pixelcnn(filters=16)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert vqvae.decoder.layers[2].compute_dtype == pixelcnn.masked[0].compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in vqvae.weights + pixelcnn.weights} == {"float32"}
+    reconstructions, codes, loss = vqvae(brains())
+    assert reconstructions.dtype == loss.dtype == pixelcnn(codes).dtype == "float32"
+    plain = make_vqvae()
+    plain.set_weights(vqvae.get_weights())
+    np.testing.assert_allclose(reconstructions, plain(brains())[0], atol=0.01)
+    np.testing.assert_allclose(loss, plain(brains())[2], rtol=0.05)
+
+
 def test_decoded_codes_are_the_reconstruction(vqvae):
     images = brains(modules.BATCH + 3)
     reconstructions, codes, _ = vqvae(images)
@@ -173,6 +189,25 @@ def test_masked_convolution_sees_no_later_position(kernel_size, mask_type):
         else:
             assert not len(moved) or moved[0] > position
             assert len(moved) or kernel_size == 1 or position == 63
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_convolution_of_codes_is_that_of_their_one_hot_vectors(kernel_size, mask_type):
+    keras.utils.set_random_seed(0)
+    looked_up = modules.CodeConv2D(9, 4, kernel_size, mask_type)
+    convolved = modules.MaskedConv2D(4, kernel_size, mask_type)
+    codes = np.random.default_rng(0).integers(0, 9, (3, 5, 6), np.int32)
+    results, gradients = [], []
+    for layer, inputs in ((looked_up, codes), (convolved, ops.one_hot(codes, 9))):
+        layer(inputs)
+        layer.set_weights(looked_up.get_weights())
+        with modules.tf.GradientTape() as tape:
+            results.append(layer(inputs))
+            loss = ops.sum(results[-1] ** 2)
+        gradients.append(modules.tf.convert_to_tensor(tape.gradient(loss, layer.kernel.value)))
+    np.testing.assert_allclose(*results, atol=1e-6)
+    np.testing.assert_allclose(*gradients, atol=1e-5)
 
 
 def test_forward_pass_changes_no_weight():
@@ -335,6 +370,7 @@ def test_whole_model_survives_keras_saving(make, tmp_path):
         (modules.VectorQuantizer(6, 3, 0.25), np.ones((1, 2, 2, 3), np.float32)),
         (modules.MaskedConv2D(4, 3, "B"), np.ones((1, 5, 5, 2), np.float32)),
         (modules.ResidualBlock(4), np.ones((1, 5, 5, 4), np.float32)),
+        (modules.CodeConv2D(5, 4, 3, "A"), np.ones((1, 5, 5), np.int32)),
     ],
 )
 def test_layer_comes_back_from_its_config(layer, inputs):
