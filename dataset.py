@@ -13,6 +13,8 @@ The networks see them at 128x128, float32 in [-0.5, 0.5]. Nothing here imports T
 
 import argparse
 import contextlib
+import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -45,6 +47,7 @@ SOURCES = (  # third parties' copies, tried in this order; the content decides, 
 )
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that there is no space
 TIMEOUT = 20  # seconds to connect, and without a byte
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
 
@@ -120,23 +123,20 @@ def add_data_arguments(parser):
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help=f"folder or zip of the slices (default: {DATASET.name}/{TOP_FOLDER}, fetched where it is missing)",
+        help=f"folder or zip of the slices (default: {DATASET / TOP_FOLDER}, fetched where it is missing)",
     )
     parser.add_argument("--url", help="address of the zip to try first (default: OASIS_URL of the environment, if set)")
 
 
 def add_model_arguments(parser):
     """--models, --out and --no-show, which every script that uses the networks takes."""
-    parser.add_argument(
-        "--models",
-        type=Path,
-        default=HERE / "trained_models" / "faithful",
-        metavar="DIR",
-        help="folder of the weights (default: trained_models/faithful)",
+    folders = (
+        ("--models", HERE / "trained_models" / "faithful", "the weights"),
+        ("--out", Path("outputs"), "what is written"),
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("outputs"), metavar="DIR", help="folder for what is written (default: outputs)"
-    )
+    for flag, default, content in folders:
+        meaning = f"folder of {content} (default: %(default)s)"
+        parser.add_argument(flag, type=Path, default=default, metavar="DIR", help=meaning)
     parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
 
 
@@ -174,9 +174,8 @@ def written(path):
         yield part
         part.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({reason(error)}); free some space or name another folder"
-        ) from error
+        remedy = "free some space" if error.errno in FULL else "name another folder"
+        raise UserError(f"{path}: cannot be written ({reason(error)}); {remedy} and run again") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -210,8 +209,9 @@ def show_figures(plt):
         plt.show()
 
 
+@functools.cache
 def note(line):
-    """Say something to the user that is no result."""
+    """Say something to the user that is no result, once."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -246,8 +246,8 @@ def fetch(splits, url=None):
                 f"{DATASET}: cannot be written ({reason(error)}); free some space and run again to continue"
             ) from error
     raise UserError(
-        "the slices could not be fetched from any address; check the network and run again, name another address with "
-        f"--url, or a folder or zip with --data ({'; '.join(failures)})"
+        f"the slices could not be fetched ({failures[0]}); check the network and run again, or name another address "
+        "with --url, or a folder or zip with --data"
     )
 
 
@@ -371,7 +371,8 @@ def find_slices(split, data=None, url=None):
     `data` is a folder or a zip; up to DEPTH folders may lie between it and the split folder, or it may be that folder.
     Raises UserError where it has no slices of the split.
     """
-    if data is None:
+    fetched = data is None
+    if fetched:
         data = DATASET / TOP_FOLDER
         if not (data / _folder_name(split)).is_dir():
             fetch([split], url)
@@ -381,9 +382,8 @@ def find_slices(split, data=None, url=None):
         raise UserError(f"{data}: does not exist; name a folder or zip of slices with --data")
     members = _members(Path(data), split)
     if not members:
-        raise UserError(
-            f"{data}: no slices in a folder {_folder_name(split)} here; the set is partial or another path is meant"
-        )
+        remedy = "delete that folder and run again to fetch it" if fetched else "name a whole set with --data"
+        raise UserError(f"{data}: no slices in a folder {_folder_name(split)} here; {remedy}")
     return sorted(members, key=lambda member: natural_order(member.name))
 
 
@@ -518,7 +518,7 @@ def read_levels(content, where):
     as the slices were. Raises UserError, naming `where`, for what is empty, broken, too large or no image.
     """
     if not content:
-        raise UserError(f"{where}: the file is empty")
+        raise UserError(f"{where}: the file is empty; name an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
@@ -533,13 +533,13 @@ def read_levels(content, where):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         return np.asarray(image.convert("L"), np.float32)
     except Image.UnidentifiedImageError:
-        raise UserError(f"{where}: not an image") from None
+        raise UserError(f"{where}: not an image; name a PNG, JPEG or other image file") from None
     except Image.DecompressionBombError:
         raise UserError(f"{where}: far too many pixels; shrink it first") from None
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything for a broken file
-        raise UserError(f"{where}: a broken image ({error})") from error
+        raise UserError(f"{where}: a broken image ({error}); get it anew") from error
 
 
 def _stretch(levels):
@@ -575,7 +575,7 @@ def load_image(path):
     try:
         return prepare(read_levels(path.read_bytes(), path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); name an image file") from error
 
 
 def to_levels(images):

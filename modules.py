@@ -177,9 +177,10 @@ class VQVAE(keras.Model):
         return super().get_config() | self.config
 
 
-def in_batches(function, array):
+def in_batches(function, array, progress=iter):
     """NumPy array of `function` applied to `array` in batches along its first axis."""
-    return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in range(0, max(1, len(array)), BATCH)])
+    starts = range(0, max(1, len(array)), BATCH)  # an empty array is a batch too, and gives an empty result
+    return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in progress(starts)])
 
 
 def code_usage(counts):
@@ -344,15 +345,15 @@ def categorical(logits, temperature=1.0):
     return tfp.distributions.Categorical(logits=logits / temperature)
 
 
-def sample(pixelcnn, num, seed, temperature=1.0):
+def sample(pixelcnn, num, seed, temperature=1.0, progress=iter):
     """Draw code indices (num, h, w) int32 from the prior.
 
     Ancestral sampling: in raster order, each code from the distribution given those before it. Temperature divides
     the logits: below 1 the likely becomes likelier. The same seed draws the same codes, and the first of many are
-    those of few.
+    those of few. `progress` wraps the iteration over batches, as tqdm does.
     """
     uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
-    return in_batches(lambda batch: _sample(pixelcnn, batch, temperature), uniforms)
+    return in_batches(lambda batch: _sample(pixelcnn, batch, temperature), uniforms, progress)
 
 
 def _sample(pixelcnn, uniforms, temperature):
@@ -416,7 +417,8 @@ def _relu(x):
 
 def _invert(logits, temperature, uniforms):
     """Code indices (N,): where the cumulative distribution of logits (N, K) passes the uniform numbers (N,)."""
-    weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / max(temperature, np.finfo(np.float32).tiny))
+    with np.errstate(over="ignore"):  # at a temperature near 0 all but the likeliest become minus infinity
+        weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / max(temperature, np.finfo(np.float32).tiny))
     cumulative = np.cumsum(weights, axis=-1)
     # the last code takes what rounding leaves between the cumulative sum and 1
     return np.sum(cumulative[:, :-1] <= uniforms[:, None] * cumulative[:, -1:], axis=-1)
@@ -483,7 +485,7 @@ def load_config(folder):
         config["vqvae"]["network"], config["pixelcnn"]["network"]
         return config
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the configuration of a set ({error!r}); restore it or run train.py") from error
+        raise UserError(f"{path}: not the configuration of a set of weights; restore it or run train.py") from error
 
 
 def load_vqvae(folder):
@@ -506,8 +508,11 @@ def load_models(folder):
 
 
 def load_mean_image(folder):
-    """The mean of the training images (128, 128, 1) float32 of the set in `folder`."""
-    return load_image(_current(folder) / MEAN_IMAGE)
+    """The mean of the training images (128, 128, 1) float32 of the set in `folder`; UserError where it is missing."""
+    path = _current(folder) / MEAN_IMAGE
+    if not path.is_file():
+        raise UserError(f"{path}: missing; restore it or run train.py")
+    return load_image(path)
 
 
 def _load(network, path, config):
@@ -517,14 +522,9 @@ def _load(network, path, config):
         model = network(**config["network"])
         model.load_weights(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: truncated or no weights file ({reason(error)}); restore it or run train.py"
-        ) from error
+        raise UserError(f"{path}: truncated or no weights file; restore it or run train.py") from error
     except (ValueError, TypeError, KeyError) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path}: does not fit the network in {CONFIG} ({words}); restore both or run train.py"
-        ) from error
+        raise UserError(f"{path}: does not fit the network in {CONFIG}; restore both or run train.py") from error
     if _sha256(path) != config.get("sha256"):
         raise UserError(f"{path}: not the weights that {CONFIG} describes but of another training; restore it")
     return model

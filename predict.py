@@ -8,6 +8,7 @@ Each result is written as a PNG of its own, and a figure shows them beside their
 """
 
 import argparse
+import functools
 import math
 import secrets
 from pathlib import Path
@@ -24,7 +25,7 @@ INCHES = 1.5  # of a panel
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Reconstruct images with the VQ-VAE, or generate new brain slices.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate}")
 
     reconstruct = commands.add_parser(
         "reconstruct", help="encode and decode images", description="Encode images and decode their codes."
@@ -112,16 +113,20 @@ def named_images(paths):
 
 def generate(args):
     """Draw args.num grids of codes and decode them; writes slices and codes, returns the figure's panels."""
+    from tqdm import tqdm
+
     import modules
 
     vqvae, pixelcnn = modules.load_models(args.models)
-    codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature)
+    quiet = None if args.num > 10 * SHOWN else True  # None: a bar where there is a terminal
+    progress = functools.partial(tqdm, unit="batch", disable=quiet, leave=False)
+    codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature, progress)
     with dataset.written(args.out / "codes.npy") as part:
         np.save(part, codes)
-    for first in range(0, args.num, SHOWN):  # some at a time, so that their number is no matter of memory
+    for first in progress(range(0, args.num, SHOWN)):  # some at a time, so that their number is no matter of memory
         for number, image in enumerate(vqvae.decode(codes[first : first + SHOWN]), start=first):
             dataset.save_image(args.out / f"generated_{number:03}.png", image)
-    print(args.out / "generated_000.png", f"to generated_{args.num - 1:03}.png" if args.num > 1 else "")
+    print(f"{args.out / 'generated_000.png'}" + (f" to generated_{args.num - 1:03}.png" if args.num > 1 else ""))
     print(args.out / "codes.npy")
     shown = codes[:SHOWN]
     return {"codes": code_pictures(shown, vqvae.config["num_embeddings"]), "decoded": grey(vqvae.decode(shown))}

@@ -85,14 +85,14 @@ def share(text):
 
 
 def choose_precision(asked, checkpoint):
-    """The Keras dtype policy to train with: as asked, or where that is "auto" that of the checkpoint, or the faster.
+    """The Keras dtype policy to train with: as asked, or where that is "auto" that of a checkpoint, or the faster.
 
     Faster is mixed_bfloat16 where the processor has units for bfloat16, and far slower where it has none, so it is
     measured: a convolution of a middle layer's size, with its gradients.
     """
     if asked != "auto":
         return asked
-    if checkpoint.exists():
+    if checkpoint and checkpoint.exists():
         return load_checkpoint(checkpoint)[0]["settings"]["precision"]
     return "mixed_bfloat16" if _convolution_seconds("bfloat16") < 0.9 * _convolution_seconds("float32") else "float32"
 
@@ -128,7 +128,7 @@ def load_checkpoint(path):
             arrays = dict(saved)
         return json.loads(str(arrays.pop("state"))), arrays
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: a broken checkpoint ({error}); delete it or train without --resume") from error
+        raise UserError(f"{path}: a broken checkpoint; delete it or train without --resume") from error
 
 
 class Training:
@@ -425,17 +425,24 @@ def train(args):
     held_out = hold_out(cases, args.validation_share, args.seed)
 
     checkpoints = modules.checkpoint_folder(args.models)
-    if not args.resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
     dataset.make_folder(checkpoints)
-    precision = choose_precision(args.precision, checkpoints / "vqvae.npz")
+    vqvae_path, pixelcnn_path = checkpoints / "vqvae.npz", checkpoints / "pixelcnn.npz"
+    if args.resume and not vqvae_path.exists():
+        note("no interrupted training to continue; starting afresh")
+    elif vqvae_path.exists() and not args.resume:
+        note("--resume would continue an interrupted training; its checkpoint goes when the first epoch is finished")
+    precision = choose_precision(args.precision, vqvae_path if args.resume else None)
     modules.keras.config.set_dtype_policy(precision)
     print(f"precision: {precision}")
     settings = {"digest": digest, "seed": args.seed, "precision": precision}
-    vqvae = train_vqvae(images, variance, settings, args, checkpoints / "vqvae.npz")
+    vqvae = train_vqvae(images, variance, settings, args, vqvae_path)
     codes = vqvae.model.encode(images)
     settings["vqvae"] = hashlib.sha256(b"".join(weight.tobytes() for weight in vqvae.model.get_weights())).hexdigest()
-    pixelcnn = train_pixelcnn(codes, np.isin(cases, held_out), settings, args, checkpoints / "pixelcnn.npz")
+    if args.resume and pixelcnn_path.exists():
+        if load_checkpoint(pixelcnn_path)[0]["settings"]["vqvae"] != settings["vqvae"]:
+            note("the PixelCNN's checkpoint is for the codes of another VQ-VAE; starting it afresh")
+            pixelcnn_path.unlink()
+    pixelcnn = train_pixelcnn(codes, np.isin(cases, held_out), settings, args, pixelcnn_path)
 
     config = {
         "vqvae": {"network": vqvae.model.config, **describe(vqvae, args.vqvae_batch_size)},
@@ -475,7 +482,7 @@ def main():
         config = train(args)
     except KeyboardInterrupt:
         command = shlex.join(["python", *sys.argv, *([] if args.resume else ["--resume"])])
-        note(f"\ninterrupted; `{command}` continues after the last finished epoch")
+        note(f"\ninterrupted; `{command}` continues after the last epoch that was finished, if any")
         sys.exit(130)
     plt = dataset.pyplot(args.no_show)
     dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / "vqvae_training_plot.png")

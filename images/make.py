@@ -5,6 +5,7 @@ person and the brain from elsewhere, which it leaves in outputs/elsewhere/. The 
 outputs/, where train.py leaves them; without them the old ones stay.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -44,9 +45,11 @@ def elsewhere(folder):
 
 
 def call(target, result, *arguments):
-    """Run a script and keep the figure `result` that it writes as images/`target`."""
+    """Run a script and keep the figure `result` that it writes as images/`target`; its failure is ours."""
     with tempfile.TemporaryDirectory() as out:
-        subprocess.run([sys.executable, *arguments, "--no-show", "--out", out], cwd=ROOT, check=True)
+        done = subprocess.run([sys.executable, *arguments, "--no-show", "--out", out], cwd=ROOT)
+        if done.returncode:
+            sys.exit(done.returncode)
         shutil.copy(Path(out) / result, IMAGES / target)
 
 
@@ -86,14 +89,17 @@ def overview():
 
 
 def main():
+    parser = argparse.ArgumentParser(description="Make the figures of the README.")
+    parser.add_argument("--data", metavar="PATH", help="folder or zip of the slices, as for the scripts")
+    args = parser.parse_args()
+    data = ["--data", str(Path(args.data).resolve())] if args.data else []
     overview()
-    call(
-        "vqvae_reconstructions.png", "reconstructions.png", "predict.py", "reconstruct", "--random", "4", "--seed", "0"
-    )
+    reconstruct = ("predict.py", "reconstruct")
+    call("vqvae_reconstructions.png", "reconstructions.png", *reconstruct, "--random", "4", "--seed", "0", *data)
     call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")
-    call("ssim_plot.png", "ssim_plot.png", "ssim.py")
+    call("ssim_plot.png", "ssim_plot.png", "ssim.py", *data)
     for name, path in elsewhere(ROOT / "outputs" / "elsewhere").items():
-        call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", "predict.py", "reconstruct", str(path))
+        call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", *reconstruct, str(path))
     for name in ("vqvae_training_plot.png", "pixelcnn_training_plot.png"):
         if (ROOT / "outputs" / name).exists():
             shutil.copy(ROOT / "outputs" / name, IMAGES)

@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")  # of the packages that we build on
+
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SLICES = 8  # of a case in the miniature
