@@ -181,5 +181,6 @@ TRAINING = (
 def trained(program, miniature_zip):
     """A folder of weights that train.py wrote, trained for seconds on the miniature, which it fetched."""
     with serve(miniature_zip) as server:
-        program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
+        _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
+    assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
     return program.folder / "trained_models" / "faithful"

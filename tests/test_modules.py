@@ -157,6 +157,23 @@ def test_mixed_precision_keeps_weights_codes_and_losses_in_float32():
     np.testing.assert_allclose(loss, plain(brains())[2], rtol=0.05)
 
 
+def test_decoder_gradients_in_mixed_precision_are_those_of_float32(vqvae):
+    codes = vqvae.encode(np.tile(brains(), (8, 1, 1, 1)))  # many positions: a sum of them in bfloat16 would be far off
+    gradients = []
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            decoder = modules.VQVAE(**vqvae.config).decoder
+        finally:
+            keras.config.set_dtype_policy("float32")
+        decoder.set_weights(vqvae.decoder.get_weights())
+        with modules.tf.GradientTape() as tape:
+            error = ops.mean((ops.cast(decoder(vqvae.quantizer.lookup(codes)), "float32") + 0.5) ** 2)
+        gradients.append(tape.gradient(error, decoder.trainable_weights))
+    for weight, plain, mixed in zip(decoder.trainable_weights, *gradients):
+        assert np.linalg.norm(mixed - plain) < 0.1 * np.linalg.norm(plain), weight.path
+
+
 def test_decoded_codes_are_the_reconstruction(vqvae):
     images = brains(modules.BATCH + 3)
     reconstructions, codes, _ = vqvae(images)
