@@ -49,6 +49,7 @@ DEPTH = 3  # folders at most between what a user names and a split folder; the G
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that there is no space
 TIMEOUT = 20  # seconds to connect, and without a byte
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # in favour of the next line
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
 
 
@@ -520,11 +521,11 @@ def read_levels(content, where):
     if not content:
         raise UserError(f"{where}: the file is empty; name an image file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
-            image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{where}: {image.width}x{image.height} pixels are too many; shrink it first")
+        if image.mode == "L" and not image.info:  # as the slices are: nothing to convert
+            return np.asarray(image, np.float32)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             return _stretch(np.asarray(image, np.float32))
@@ -558,9 +559,10 @@ def prepare(levels):
     if scale != 1:
         # the mean of the pixels under each new one; at half size this is bilinear with half-pixel centres
         how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-        levels = np.asarray(Image.fromarray(levels).resize((width, height), how))
-    top, left = (SIZE - height) // 2, (SIZE - width) // 2
-    levels = np.pad(levels, ((top, SIZE - height - top), (left, SIZE - width - left)))
+        levels = np.asarray(Image.fromarray(levels).resize((width, height), how, reducing_gap=1.0))
+    if height != width:
+        top, left = (SIZE - height) // 2, (SIZE - width) // 2
+        levels = np.pad(levels, ((top, SIZE - height - top), (left, SIZE - width - left)))
     return levels[..., None] / np.float32(255) - np.float32(0.5)
 
 

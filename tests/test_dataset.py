@@ -19,6 +19,7 @@ def no_waiting(monkeypatch, tmp_path):
     monkeypatch.setattr(dataset, "SOURCES", ())
     monkeypatch.setattr(dataset.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(dataset, "DATASET", tmp_path / "dataset")
+    dataset.note.cache_clear()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OASIS_URL", raising=False)
 
