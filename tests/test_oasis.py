@@ -20,8 +20,10 @@ def slices():
     """The genuine test split, from a folder or from any of the zips in it."""
     for folder in CANDIDATES:
         for data in (folder, *sorted(folder.glob("*.zip"))):
-            if data.exists() and dataset._members(data, "test"):
+            try:
                 return dataset.load_split("test", data)
+            except dataset.UserError:
+                continue
     pytest.skip("the OASIS slices are not here")
 
 
