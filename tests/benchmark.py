@@ -56,7 +56,7 @@ def compare(what, reference, ours, turns=5, floor=None):
     medians = np.median(times, axis=0)
     share = f"{floor / medians[1]:6.0%}" if floor else ""
     print(
-        f"{what:52}{duration(medians[0])} {duration(medians[1])} {np.median(ratios):8.2f} "
+        f"{what:58}{duration(medians[0])} {duration(medians[1])} {np.median(ratios):8.2f} "
         f"{ratios.min():8.2f} {ratios.max():8.2f}  {share}",
         flush=True,
     )
@@ -338,7 +338,7 @@ def draw_growth(path, folder):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 3, figsize=(14, 4))
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     pixelcnn = example_prior()
     numbers = (1, 10, 100, 1000, 10_000)
     modules.sample(pixelcnn, 8, seed=0)
@@ -360,14 +360,17 @@ def draw_growth(path, folder):
     step()
     epochs = [seconds(lambda count=count: [step() for _ in range(count // BATCH)]) for count in counts]
     curve(panels[2], "VQ-VAE, an epoch", "training images", counts, epochs)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
 
 
 def curve(panel, title, unit, sizes, times):
     panel.plot(sizes, times, marker="o")
     panel.set(title=title, xlabel=unit, ylabel="seconds", xscale="log", yscale="log")
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+    panel.minorticks_off()
+    panel.margins(x=0.2, y=0.15)
     for size, value in zip(sizes, times):
-        print(f"  {title}: {size:,} {unit}, {duration(value).strip()}")
+        print(f"  {title}, {unit} {size:,}: {duration(value).strip()}")
         panel.annotate(duration(value).strip(), (size, value), textcoords="offset points", xytext=(4, -10), fontsize=8)
 
 
@@ -378,7 +381,7 @@ def main():
     rates = {dtype: matrix_product_rate(dtype) for dtype in ("float32", "bfloat16")}
     print(f"{processor()}; TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}")
     print("matrix product: " + ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in rates.items()))
-    print(f"{'':52}{'reference':>11} {'ours':>11} {'ratio':>8} {'min':>8} {'max':>8}   floor")
+    print(f"{'':58}{'reference':>11} {'ours':>11} {'ratio':>8} {'min':>8} {'max':>8}   floor")
     images = np.random.default_rng(0).uniform(-0.5, 0.5, (BATCH, 128, 128, 1)).astype(np.float32)
     with tempfile.TemporaryDirectory() as scratch:
         folder = slices_folder(scratch)
