@@ -59,7 +59,8 @@ def parse_arguments():
         "--precision",
         choices=("auto", "float32", "mixed_bfloat16"),
         default="auto",
-        help="of the convolutions; weights, codes and losses stay float32 (default: auto, the faster one as measured)",
+        help="of the convolutions; weights, codes and losses stay float32 (default: auto, the faster as measured, or "
+        "float32 with --deterministic)",
     )
     parser.add_argument(
         "--deterministic",
@@ -84,20 +85,26 @@ def share(text):
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
-def choose_precision(asked, checkpoint):
+def choose_precision(asked, deterministic=False, checkpoint=None):
     """The Keras dtype policy to train with: as asked, or where that is "auto" that of a checkpoint, or the faster.
 
     Faster is mixed_bfloat16 where the processor has units for bfloat16, and far slower where it has none, so it is
-    measured: a convolution of a middle layer's size, with its gradients.
+    measured: a convolution of a middle layer's size, with its gradients. No measurement is the same twice, so what must
+    be deterministic is float32.
     """
     if asked != "auto":
         return asked
     if checkpoint and checkpoint.exists():
         return load_checkpoint(checkpoint)[0]["settings"]["precision"]
-    return "mixed_bfloat16" if _convolution_seconds("bfloat16") < 0.9 * _convolution_seconds("float32") else "float32"
+    if deterministic:
+        return "float32"
+    convolutions = [_convolution(dtype) for dtype in ("bfloat16", "float32")]
+    half, single = np.min([[seconds() for seconds in convolutions] for _ in range(5)], axis=0)
+    return "mixed_bfloat16" if half < 0.9 * single else "float32"
 
 
-def _convolution_seconds(dtype):
+def _convolution(dtype):
+    """A function that times a convolution and its gradients."""
     import tensorflow as tf
 
     images, kernel = tf.ones((64, 32, 32, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
@@ -115,7 +122,7 @@ def _convolution_seconds(dtype):
         return time.perf_counter() - began
 
     seconds()  # traces
-    return min(seconds() for _ in range(5))
+    return seconds
 
 
 # --- a training and its checkpoints -----------------------------------------------------------------------------------
@@ -431,7 +438,7 @@ def train(args):
         note("no interrupted training to continue; starting afresh")
     elif vqvae_path.exists() and not args.resume:
         note("--resume would continue an interrupted training; its checkpoint goes when the first epoch is finished")
-    precision = choose_precision(args.precision, vqvae_path if args.resume else None)
+    precision = choose_precision(args.precision, args.deterministic, vqvae_path if args.resume else None)
     modules.keras.config.set_dtype_policy(precision)
     print(f"precision: {precision}")
     settings = {"digest": digest, "seed": args.seed, "precision": precision}

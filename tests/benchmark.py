@@ -268,7 +268,7 @@ def example_prior(**changes):
 
 
 def bench_training(rates, images):
-    policy = train.choose_precision("auto", None)
+    policy = train.choose_precision("auto")
     codes = np.random.default_rng(0).integers(0, 128, (BATCH, 8, 8), np.int32)
     print(f"  precision chosen on this machine: {policy}")
     plain, plain_prior = plain_vqvae_step(), plain_pixelcnn_step(plain_pixelcnn(modules.PixelCNN(**PRIOR)))
@@ -356,7 +356,7 @@ def draw_growth(path, folder):
     paths = sorted((folder / "keras_png_slices_train").iterdir())
     counts = [count for count in (128, 512, 2048, 8192) if count <= len(paths)]
     images = np.zeros((BATCH, 128, 128, 1), np.float32)
-    step = blocking(our_vqvae_step(train.choose_precision("auto", None), images)[0], images)
+    step = blocking(our_vqvae_step(train.choose_precision("auto"), images)[0], images)
     step()
     epochs = [seconds(lambda count=count: [step() for _ in range(count // BATCH)]) for count in counts]
     curve(panels[2], "VQ-VAE, an epoch", "training images", counts, epochs)
