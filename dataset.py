@@ -18,6 +18,7 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 import shutil
@@ -48,6 +49,8 @@ SOURCES = (  # third parties' copies, tried in this order; the content decides, 
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that there is no space
+RESAMPLES = 10_000  # for a bootstrap interval
+PREDICTIONS = {"reconstruct": "reconstructions.png", "generate": "generations.png"}  # figures beside single results
 TIMEOUT = 20  # seconds to connect, and without a byte
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # in favour of the next line
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
@@ -153,6 +156,16 @@ def seed(text):
     if not text.strip().isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
     return int(text)
+
+
+def temperature(text):
+    """Argument type: a number above 0."""
+    try:
+        if 0 < float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def make_folder(folder):
@@ -444,6 +457,26 @@ def _litter(name):
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
+def hold_out(cases, share, seed):
+    """The held-out cases, sorted: a share (at least one) of the cases, drawn by the seed.
+
+    By case and not by slice: neighbouring slices of one head are nearly the same. Raises UserError for a single case.
+    """
+    distinct = sorted(set(cases))
+    if len(distinct) < 2:
+        raise UserError("the slices are of one case only, so none can be held out; bring at least two cases")
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
+
+
+def bootstrap_interval(values, groups, seed=0):
+    """95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,) that they belong to."""
+    distinct, index = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(index, values), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(0, len(distinct), (RESAMPLES, len(distinct)))
+    return tuple(np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (2.5, 97.5)).tolist())
+
+
 def natural_order(name):
     """Sort key by which slice 2 comes before slice 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
@@ -473,6 +506,32 @@ def load_split(split, data=None, url=None):
     `url` first. Raises UserError where they are missing, partial, broken or not images.
     """
     members = find_slices(split, data, url)
+    images, digests = _load(members)
+    digest = _digest(members, digests)
+    _check_genuine(split, members, digests, digest)
+    return Slices(images, [member.name for member in members], digest)
+
+
+def load_folder(folder):
+    """The Slices of a folder of any images, in natural order, but for the figures that predict.py leaves beside them.
+
+    Raises UserError where the folder is missing or holds no images or broken ones.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; name a folder of images")
+    Image.init()
+    files = [file for file in folder.iterdir() if file.suffix.lower() in Image.EXTENSION and file.is_file()]
+    files = [file for file in files if not _litter(file.name) and file.name not in PREDICTIONS.values()]
+    if not files:
+        raise UserError(f"{folder}: no images here; name a folder of images")
+    files.sort(key=lambda file: natural_order(file.name))
+    members = [Member(file.name, str(file), file.read_bytes) for file in files]
+    images, digests = _load(members)
+    return Slices(images, [member.name for member in members], _digest(members, digests))
+
+
+def _load(members):
+    """Images (N, 128, 128, 1) float32 in [-0.5, 0.5] of Members, and the sha256 of each file."""
     images = np.empty((len(members), SIZE, SIZE, 1), np.float32)
 
     def load(index):
@@ -481,10 +540,7 @@ def load_split(split, data=None, url=None):
         return hashlib.sha256(content).hexdigest()
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        digests = list(pool.map(load, range(len(members))))
-    digest = _digest(members, digests)
-    _check_genuine(split, members, digests, digest)
-    return Slices(images, [member.name for member in members], digest)
+        return images, list(pool.map(load, range(len(members))))
 
 
 def is_genuine(split, digest):

@@ -9,7 +9,6 @@ Each result is written as a PNG of its own, and a figure shows them beside their
 
 import argparse
 import functools
-import math
 import secrets
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def parse_arguments():
     )
     generate.add_argument(
         "--temperature",
-        type=temperature,
+        type=dataset.temperature,
         default=1.0,
         metavar="T",
         help="below 1 the likely becomes likelier, above 1 the rare (default: %(default)s)",
@@ -64,16 +63,6 @@ def parse_arguments():
     if args.command == "reconstruct" and bool(args.paths) == bool(args.random):
         reconstruct.error("name image files, or --random: one of the two")
     return args
-
-
-def temperature(text):
-    """Argument type: a number above 0."""
-    try:
-        if 0 < float(text) < math.inf:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def reconstruct(args):
@@ -182,8 +171,7 @@ def main():
     dataset.make_folder(args.out)
     panels = {"reconstruct": reconstruct, "generate": generate}[args.command](args)
     plt = dataset.pyplot(args.no_show)
-    name = {"reconstruct": "reconstructions.png", "generate": "generations.png"}[args.command]
-    dataset.save_figure(draw(plt, panels), args.out / name)
+    dataset.save_figure(draw(plt, panels), args.out / dataset.PREDICTIONS[args.command])
     dataset.show_figures(plt)
 
 

@@ -16,8 +16,6 @@ import numpy as np
 import dataset
 from dataset import written
 
-RESAMPLES = 10_000  # of the cases, for the bootstrap interval
-
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
@@ -40,7 +38,7 @@ def compare(images, answers):
 def summarise(ssim, psnr, cases):
     """The figures of one set of answers; the interval is over cases, whose slices are not independent."""
     by_case = {case: float(ssim[cases == case].mean()) for case in dict.fromkeys(cases.tolist())}
-    low, high = bootstrap_interval(np.array(list(by_case.values())))
+    low, high = dataset.bootstrap_interval(list(by_case.values()), list(by_case))
     return {
         "mean": float(ssim.mean()),
         "median": float(np.median(ssim)),
@@ -50,13 +48,6 @@ def summarise(ssim, psnr, cases):
         "psnr": float(psnr.mean()),
         "mean_by_case": {"mean": float(np.mean(list(by_case.values()))), "low": low, "high": high, "cases": by_case},
     }
-
-
-def bootstrap_interval(values, seed=0):
-    """95 % interval (low, high) of the mean of values (N,), by resampling them."""
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
-    return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
 def plot(plt, ssim, split):

@@ -309,18 +309,6 @@ def train_vqvae(images, variance, settings, args, path):
     return training
 
 
-def hold_out(cases, share, seed):
-    """The held-out cases, sorted: a share (at least one) of the cases, drawn by the seed.
-
-    By case and not by slice: neighbouring slices of one head are nearly the same. Raises UserError for a single case.
-    """
-    distinct = sorted(set(cases))
-    if len(distinct) < 2:
-        raise UserError("the training split has one case only, so none can be held out; train on at least two cases")
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
-
-
 def pixelcnn_loss(model, codes):
     """The loss of a PixelCNN, in nats a code, and its figures, on codes (N, h, w)."""
     from keras import ops
@@ -429,7 +417,7 @@ def train(args):
     if variance == 0:
         raise UserError("all training slices are one constant; nothing can be learned from them")
     cases = [dataset.case_of(name) for name in names]
-    held_out = hold_out(cases, args.validation_share, args.seed)
+    held_out = dataset.hold_out(cases, args.validation_share, args.seed)
 
     checkpoints = modules.checkpoint_folder(args.models)
     dataset.make_folder(checkpoints)

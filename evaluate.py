@@ -1,0 +1,548 @@
+"""Measures how good generated slices are: faithful, varied, new; each figure beside what real slices get.
+
+    python evaluate.py                        generated slices against the training split, the test split as floor
+    python evaluate.py --tune                 the same with the held-out training cases, to choose by
+    python evaluate.py --real DIR --fake DIR  any two folders of images
+
+Three sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures
+are the floor that nobody can beat; and the reconstructions of these, which are as good as this decoder can make them.
+Writes evaluation.json, nearest.png (training slices: not to be published) and nearest_distances.png.
+
+    Heusel et al. 2017, arXiv 1706.08500              (Frechet distance)
+    Karras et al. 2018, arXiv 1710.10196              (sliced Wasserstein distance of Laplacian-pyramid patches)
+    Kynkaanniemi et al. 2019, arXiv 1904.06991        (precision and recall)
+    Naeem et al. 2020, arXiv 2002.09797               (density and coverage)
+    Lopez-Paz and Oquab 2017, arXiv 1610.06545        (classifier two-sample test)
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import dataset
+from dataset import UserError, case_of, note, written
+
+COMPONENTS = 64  # principal components of the training pixels, for distances between slices
+NEIGHBOURS = 5  # within whose reach a slice counts as among real (generated) ones
+LEVELS = 4  # of the Laplacian pyramid: 128, 64, 32 and 16 pixels a side
+PATCH, PATCHES = 7, 64  # pixels a side of a patch, patches of a slice
+DIRECTIONS = 512  # onto which patches are projected
+CELLS = 4  # a side of the grid in which the classifier sees the pyramid's energies
+FOLDS = 5
+BACKGROUND = 0.04  # of white: below, nobody sees a difference from black
+PAIRS = 2000  # random pairs of slices
+RESAMPLES = 1000  # of the groups, for intervals of what is no plain mean
+FEWEST = 2  # groups of a set: below, nothing can be said of how people differ
+SHOWN = 8  # generated slices nearest to training slices, in the figure
+NEAR_REPEAT = 0.05  # share of codes that may differ
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description="Measure how good generated slices are, beside real ones.")
+    parser.add_argument(
+        "--samples", type=dataset.positive, metavar="N", help="slices to generate (default: as many as are held out)"
+    )
+    parser.add_argument("--seed", type=dataset.seed, default=0, metavar="N", help="of all that is random (default: 0)")
+    parser.add_argument(
+        "--temperature", type=dataset.temperature, default=1.0, metavar="T", help="of sampling (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="use the training cases held out in training in place of the test split, which so stays unseen",
+    )
+    parser.add_argument("--real", type=Path, metavar="DIR", help="folder of real images, in place of the slices")
+    parser.add_argument("--fake", type=Path, metavar="DIR", help="folder of generated images, in place of the models'")
+    dataset.add_data_arguments(parser)
+    dataset.add_model_arguments(parser)
+    args = parser.parse_args()
+    if (args.real is None) != (args.fake is None):
+        parser.error("--real and --fake go together")
+    return args
+
+
+class Pictures(NamedTuple):
+    """Slices as PNGs hold them: levels (N, 128, 128) uint8, and the group (person) that each belongs to (N,) str."""
+
+    levels: np.ndarray
+    groups: np.ndarray
+
+    def take(self, chosen):
+        return Pictures(self.levels[chosen], self.groups[chosen])
+
+    @property
+    def unit(self):
+        """(N, 128, 128) float32 in [0, 1]."""
+        return self.levels / np.float32(255)
+
+
+def pictures(images, names):
+    """Pictures of images (N, 128, 128, 1) in [-0.5, 0.5]; slices of one case are a group."""
+    return Pictures(dataset.to_levels(images[..., 0]), np.array([case_of(name) for name in names]))
+
+
+class Figure(NamedTuple):
+    """A value, and its 95 % bootstrap interval over groups where it is a mean over slices."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self):
+        digits = 4 if abs(self.value) < 0.1 else 3 if abs(self.value) < 10 else 1
+        if self.low is None:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def mean(values, groups):
+    """Figure of the mean of values (N,)."""
+    return Figure(float(np.mean(values)), *dataset.bootstrap_interval(values, groups))
+
+
+def resampled_weights(groups, seed=0):
+    """For each of RESAMPLES bootstrap samples of the groups, how often each item is in it (RESAMPLES, N)."""
+    distinct, index = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), RESAMPLES)
+    return drawn[:, index]
+
+
+# --- fidelity and variety ---------------------------------------------------------------------------------------------
+
+
+def fit_components(real, seed):
+    """The principal components of real slices: a function from Pictures to points (N, COMPONENTS) float32."""
+    from sklearn.decomposition import PCA
+
+    count = min(COMPONENTS, len(real.levels) - 1)
+    pca = PCA(count, svd_solver="randomized", random_state=seed).fit(real.unit.reshape(len(real.levels), -1))
+    return lambda some: pca.transform(some.unit.reshape(len(some.levels), -1))
+
+
+def frechet_distance(points, others):
+    """Frechet distance of Gaussians fitted to points (N, D) and others (M, D): |m - n|^2 + tr(S + T - 2 (S T)^1/2)."""
+    import scipy.linalg
+
+    covariance, other = np.cov(points, rowvar=False), np.cov(others, rowvar=False)
+    # tr (S T)^1/2 from the eigenvalues of S^1/2 T S^1/2, which are real where those of S T need not be in floats
+    root = scipy.linalg.sqrtm(covariance).real
+    trace = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ other @ root), 0)).sum()
+    shift = np.sum((points.mean(axis=0) - others.mean(axis=0)) ** 2)
+    return float(shift + np.trace(covariance) + np.trace(other) - 2 * trace)
+
+
+def neighbourhoods(points, groups, real, real_groups):
+    """Of points (N, D) and as many real ones (M, D): precision (N,), density (N,), recall (M,), coverage (M,).
+
+    A point is precise if it lies within the reach of a real one: no farther than the NEIGHBOURS-th nearest real one is
+    from that. Density counts in how many reaches it lies, over NEIGHBOURS. A real point is recalled if it lies within
+    the reach of a point, and covered if a point lies within its own. Reach is measured to other groups, since the
+    nearest of a person's slices is the next slice of that person, which says nothing of how people differ.
+    """
+    from scipy.spatial.distance import cdist
+
+    def reach(some, owners):
+        others = np.where(owners[:, None] == owners, np.inf, cdist(some, some))
+        return np.sort(others, axis=1)[:, min(NEIGHBOURS, len(some)) - 1]
+
+    distances = cdist(points, real)
+    among_real = distances <= reach(real, real_groups)
+    among_points = distances <= reach(points, groups)[:, None]
+    return among_real.any(axis=1), among_real.sum(axis=1) / NEIGHBOURS, among_points.any(axis=0), among_real.any(axis=0)
+
+
+def laplacian_pyramid(images):
+    """LEVELS arrays (N, h, w), h = H / 2^level, of images (N, H, W): what each scale adds, and at last the rest."""
+    from scipy.ndimage import convolve1d
+
+    def blur(some):
+        kernel = np.array([1, 4, 6, 4, 1], np.float32) / 16
+        return convolve1d(convolve1d(some, kernel, axis=1, mode="mirror"), kernel, axis=2, mode="mirror")
+
+    levels = []
+    for _ in range(LEVELS - 1):
+        smaller = blur(images)[:, ::2, ::2]
+        spread = np.zeros_like(images)
+        spread[:, ::2, ::2] = 4 * smaller
+        levels.append(images - blur(spread))
+        images = smaller
+    return [*levels, images]
+
+
+def random_patches(images, rng):
+    """PATCHES patches at random places of each image (N, H, W), flattened: (N PATCHES, PATCH^2)."""
+    windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
+    rows, columns = rng.integers(0, windows.shape[1], (2, len(images), PATCHES))
+    return windows[np.arange(len(images))[:, None], rows, columns].reshape(-1, PATCH * PATCH)
+
+
+def sliced_wasserstein(pyramid, real_pyramid, seed):
+    """Sliced Wasserstein distance of the patches of each level of two pyramids of as many slices, x 1000.
+
+    Patches are in units of the real ones' standard deviation, so that a lack of contrast counts.
+    """
+    distances = []
+    for level, real_level in zip(pyramid, real_pyramid):
+        patches, real = (random_patches(images, np.random.default_rng(seed)) for images in (level, real_level))
+        directions = np.random.default_rng(seed).normal(size=(PATCH * PATCH, DIRECTIONS)).astype(np.float32)
+        directions /= np.linalg.norm(directions, axis=0)
+        total = 0
+        for some in np.array_split(directions, DIRECTIONS // 64, axis=1):
+            ranked, real_ranked = np.sort((patches @ some).T), np.sort((real @ some).T)
+            total += np.abs(ranked - real_ranked).mean(axis=1).sum()
+        distances.append(1000 * float(total / DIRECTIONS / real.std()))
+    return distances
+
+
+def pair_ssim(some, seed):
+    """Figure of the mean SSIM of random pairs of slices of different groups: the lower, the more varied."""
+    import modules
+
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, len(some.levels), (2, 4 * PAIRS))
+    apart = np.flatnonzero(some.groups[first] != some.groups[second])[:PAIRS]
+    first, second = first[apart], second[apart]
+    likeness = modules.ssim(as_images(some.take(first)), as_images(some.take(second)))
+    weights = resampled_weights(some.groups)
+    weights = weights[:, first] * weights[:, second]
+    means = (weights @ likeness) / np.maximum(weights.sum(axis=1), 1)
+    return Figure(float(likeness.mean()), *np.percentile(means, (2.5, 97.5)).tolist())
+
+
+def as_images(some):
+    """Images (N, 128, 128, 1) float32 in [-0.5, 0.5], as `modules.ssim` takes them."""
+    return some.unit[..., None] - np.float32(0.5)
+
+
+# --- the classifier two-sample test -----------------------------------------------------------------------------------
+
+
+def energies(images):
+    """Mean absolute value of each pyramid level in each cell of a grid: (N, LEVELS CELLS^2) of images (N, H, W)."""
+    return np.concatenate(
+        [
+            np.abs(level)
+            .reshape(len(level), CELLS, level.shape[1] // CELLS, CELLS, -1)
+            .mean(axis=(2, 4))
+            .reshape(len(level), -1)
+            for level in laplacian_pyramid(images)
+        ],
+        axis=1,
+    )
+
+
+def two_sample_auc(some, real, seed, floor=0.0):
+    """Figure of the ROC AUC of a classifier that tells some slices from as many real ones; 0.5 where it cannot.
+
+    Each slice is judged by a classifier that was fitted without its group. Values below `floor` count as 0.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    images = np.concatenate([some.unit, real.unit])
+    features = energies(np.where(images < floor, 0, images))
+    truth = np.repeat([1, 0], [len(some.levels), len(real.levels)])
+    groups = np.concatenate([some.groups, real.groups])
+    number = min(FOLDS, len(set(some.groups)), len(set(real.groups)))
+    folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+    classifier = HistGradientBoostingClassifier(random_state=seed)
+    scores = cross_val_predict(classifier, features, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
+    resampled = [
+        roc_auc_score(truth, scores, sample_weight=weights)
+        for weights in resampled_weights(groups)
+        if weights[truth == 1].any() and weights[truth == 0].any()
+    ]
+    return Figure(float(roc_auc_score(truth, scores)), *np.percentile(resampled, (2.5, 97.5)).tolist())
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def nearest(some, real):
+    """For each slice the real one whose pixels correlate best with it or its mirror image.
+
+    Returns correlations (N,), indices (N,) of real slices, and whether it is the mirror image's (N,) bool. The head's
+    left-right axis is vertical here, so that mirroring flips rows.
+    """
+    count = len(some.levels)
+    queries = standardised(np.concatenate([some.levels, some.levels[:, ::-1]]))
+    best, index = np.full(2 * count, -np.inf, np.float32), np.zeros(2 * count, int)
+    for start in range(0, len(real.levels), 1024):
+        correlations = queries @ standardised(real.levels[start : start + 1024]).T
+        highest = correlations.argmax(axis=1)
+        values = correlations[np.arange(2 * count), highest]
+        index = np.where(values > best, start + highest, index)
+        best = np.maximum(best, values)
+    mirrored = best[count:] > best[:count]
+    return np.maximum(best[count:], best[:count]), np.where(mirrored, index[count:], index[:count]), mirrored
+
+
+def standardised(levels):
+    """Levels (N, 128, 128) as vectors (N, 16384) float32 of mean 0 and length 1, so that products are correlations."""
+    vectors = levels.reshape(len(levels), -1).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def ssim_of_nearest(some, real, index, mirrored):
+    """SSIM (N,) of slices to the real ones that `nearest` found."""
+    import modules
+
+    turned = np.where(mirrored[:, None, None], some.levels[:, ::-1], some.levels)
+    return modules.ssim(as_images(Pictures(turned, some.groups)), as_images(real.take(index)))
+
+
+def differing_codes(grids, known):
+    """Share of codes (N,) in which each grid (N, h, w) differs from the most similar of the known ones (M, h, w)."""
+    known = known.reshape(len(known), -1)
+    return np.array([np.mean(grid.ravel() != known, axis=1).min() for grid in grids])
+
+
+# --- the prior --------------------------------------------------------------------------------------------------------
+
+
+def judge_prior(pixelcnn, grids, groups):
+    """What each of the sets of code grids {name: (N, h, w)} costs, and how many codes it uses.
+
+    `groups` {name: (N,)} are the persons. The histogram is that of the training codes, cell by cell: what is known
+    without any context, each code having been seen once more than it was.
+    """
+    import modules
+
+    number = pixelcnn.num_embeddings
+    counts = np.stack([np.sum(grids["training"] == code, axis=0) for code in range(number)]) + 1  # (K, h, w)
+    histogram = np.log2(counts / counts.sum(axis=0))
+    logits = modules.tf.function(pixelcnn, reduce_retracing=True)
+
+    def bits(batch):
+        return -np.asarray(modules.categorical(logits(batch)).log_prob(batch)) / np.log(2)
+
+    results = {}
+    for name, codes in grids.items():
+        cost = modules.in_batches(bits, codes).mean(axis=(1, 2))
+        by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
+        in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
+        results[name] = {
+            "bits a code": mean(cost, groups[name]),
+            "bits a slice": mean(cost * codes[0].size, groups[name]),
+            "histogram, bits a code": mean(by_cell, groups[name]),
+            "uniform, bits a code": Figure(float(np.log2(number))),
+            "share of codes in use": Figure(in_use),
+            "perplexity": Figure(perplexity),
+        }
+    return results
+
+
+# --- one set, all figures ---------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Measures sets of slices against real ones that the models may know, and held-out ones that they may not."""
+
+    def __init__(self, real, held_out, seed):
+        self.real, self.seed = real, seed
+        self.components = fit_components(real, seed)
+        self.points = self.components(real)
+        self.nearest_held_out = nearest(held_out, real)[0]
+
+    def figures(self, some):
+        """The Figures of a set of slices by name, and what `nearest` gave for it."""
+        count = len(some.levels)
+        chosen = np.random.default_rng(self.seed).choice(
+            len(self.real.levels), min(count, len(self.real.levels)), replace=False
+        )
+        equal = self.real.take(chosen)  # as many real slices, which figures that depend on the number are held against
+        some_equal = some.take(np.arange(count)[: len(chosen)])
+        points = self.components(some)
+        precision, density, recall, coverage = neighbourhoods(
+            points[: len(chosen)], some_equal.groups, self.points[chosen], equal.groups
+        )
+        wasserstein = sliced_wasserstein(laplacian_pyramid(some_equal.unit), laplacian_pyramid(equal.unit), self.seed)
+        correlation, index, mirrored = found = nearest(some, self.real)
+        likeness = ssim_of_nearest(some, self.real, index, mirrored)
+        limit = np.quantile(self.nearest_held_out, 0.95)
+        return {
+            "Frechet distance": Figure(frechet_distance(points, self.points)),
+            **{
+                f"sliced Wasserstein, {128 >> level} px": Figure(distance) for level, distance in enumerate(wasserstein)
+            },
+            "precision": mean(precision, some_equal.groups),
+            "density": mean(density, some_equal.groups),
+            "recall": mean(recall, equal.groups),
+            "coverage": mean(coverage, equal.groups),
+            "SSIM of random pairs": pair_ssim(some, self.seed),
+            "classifier AUC": two_sample_auc(some, equal, self.seed),
+            "classifier AUC, no background": two_sample_auc(some, equal, self.seed, BACKGROUND),
+            "correlation to nearest": mean(correlation, some.groups),
+            "SSIM to nearest": mean(likeness, some.groups),
+            "nearer than 95 % of held-out": mean(correlation > limit, some.groups),
+            "nearer than any held-out": mean(correlation > self.nearest_held_out.max(), some.groups),
+        }, found
+
+
+def repeats(grids, known, groups):
+    """Figures of the share of grids (N, h, w) that repeat one of the known, to the code and nearly."""
+    differing = differing_codes(grids, known)
+    return {
+        "grids that repeat": mean(differing == 0, groups),
+        f"grids that repeat but for {NEAR_REPEAT:.0%}": mean(differing <= NEAR_REPEAT, groups),
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def draw_nearest(plt, some, real, found):
+    """The slices nearest to a real one, that one (mirrored where its mirror image is meant), and the difference."""
+    correlation, index, mirrored = found
+    order = np.argsort(-correlation)[:SHOWN]
+    figure, axes = plt.subplots(3, len(order), figsize=(1.6 * len(order), 5.2), squeeze=False)
+    for column, i in zip(axes.T, order):
+        neighbour = real.levels[index[i]][::-1] if mirrored[i] else real.levels[index[i]]
+        column[0].imshow(some.levels[i], "gray", vmin=0, vmax=255)
+        column[0].set_title(f"{correlation[i]:.3f}", fontsize=9)
+        column[1].imshow(neighbour, "gray", vmin=0, vmax=255)
+        column[2].imshow(some.levels[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
+    for row, title in zip(axes[:, 0], ("generated", "nearest in training", "difference")):
+        row.set_ylabel(title)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    return figure
+
+
+def draw_distances(plt, correlations):
+    """Histograms of the correlation of each slice to the nearest training slice, for sets by name."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    bins = np.linspace(min(values.min() for values in correlations.values()), 1, 60)
+    for name, values in correlations.items():
+        axes.hist(values, bins, density=True, histtype="step", linewidth=1.6, label=name)
+    limit = np.quantile(correlations["held out"], 0.95)
+    axes.axvline(limit, color="grey", linestyle=":", label="95 % of held out")
+    axes.set(title="Nearness to the training slices", xlabel="correlation to the nearest", ylabel="density")
+    axes.legend()
+    return figure
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def read_folders(args):
+    """The real slices but for a tenth of their groups, that tenth, and the fake ones, from folders of images."""
+    real, fake = (dataset.load_folder(folder) for folder in (args.real, args.fake))
+    real, fake = pictures(*real[:2]), pictures(*fake[:2])
+    held_out = np.isin(real.groups, dataset.hold_out(real.groups, 0.1, args.seed))
+    return real.take(~held_out), real.take(held_out), {"generated": fake}, None
+
+
+def read_slices(args):
+    """The training slices, held-out ones, the sets made by the models, and a function that judges their codes."""
+    import modules
+
+    config = modules.load_config(args.models)
+    vqvae, pixelcnn = modules.load_models(args.models)
+    images, names, digest = dataset.load_split("train", args.data, args.url)
+    if digest != config["data"]["digest"]:
+        note(f"note: {args.models} was trained on other slices than these; its memory is judged by these all the same")
+    training = pictures(images, names)
+    codes = vqvae.encode(images)
+    del images
+    unseen = np.isin(training.groups, config["data"]["held_out_cases"])
+    if not unseen.any() or unseen.all():
+        raise UserError(
+            f"{args.models}: the cases held out in its training are not in these slices; name the same --data"
+        )
+    if args.tune:
+        real, held_out, held_out_codes = training.take(~unseen), training.take(unseen), codes[unseen]
+    else:
+        images, names, _ = dataset.load_split("test", args.data, args.url)
+        real, held_out, held_out_codes = training, pictures(images, names), vqvae.encode(images)
+
+    number = args.samples or len(held_out.levels)
+    from tqdm import tqdm
+
+    progress = functools.partial(tqdm, desc="sampling", unit="batch", leave=False, disable=None)
+    drawn = modules.sample(pixelcnn, number, args.seed, args.temperature, progress)
+    own = np.array([f"sample {i}" for i in range(number)])
+    sets = {
+        "generated": Pictures(dataset.to_levels(vqvae.decode(drawn)[..., 0]), own),
+        "reconstructed": Pictures(dataset.to_levels(vqvae.decode(held_out_codes)[..., 0]), held_out.groups),
+    }
+
+    def judge_codes(figures):
+        known = codes[~unseen] if args.tune else codes
+        figures["generated"] |= repeats(drawn, known, own)
+        figures["held out"] |= repeats(held_out_codes, known, held_out.groups)
+        grids = {"training": codes[~unseen], "validation": codes[unseen], "generated": drawn}
+        groups = {"training": training.groups[~unseen], "validation": training.groups[unseen], "generated": own}
+        if not args.tune:
+            grids["test"], groups["test"] = held_out_codes, held_out.groups
+        return judge_prior(pixelcnn, grids, groups)
+
+    return real, held_out, sets, judge_codes
+
+
+def table(columns):
+    """Lines of text of {column: {row: Figure}}."""
+    rows = list(dict.fromkeys(row for figures in columns.values() for row in figures))
+    lines = [f"{'':32}" + "".join(f"{name:26}" for name in columns)]
+    for row in rows:
+        cells = [str(figures.get(row, "")) for figures in columns.values()]
+        lines.append(f"{row:32}" + "".join(f"{cell:26}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_json(columns):
+    return {name: {row: figure._asdict() for row, figure in figures.items()} for name, figures in columns.items()}
+
+
+def main():
+    args = parse_arguments()
+    dataset.make_folder(args.out)
+    from tqdm import tqdm
+
+    real, held_out, sets, judge_codes = read_folders(args) if args.real else read_slices(args)
+    sets = {"generated": sets.pop("generated"), "held out": held_out} | sets
+    for name, some in (("reference", real), *sets.items()):
+        if len(set(some.groups)) < FEWEST:
+            raise UserError(
+                f"the {name} slices are of {len(set(some.groups))} people, too few to measure; bring at least {FEWEST}"
+            )
+    judge = Judge(real, held_out, args.seed)
+    figures, found = {}, {}
+    for name, some in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):
+        figures[name], found[name] = judge.figures(some)
+    sizes = {"reference" if args.real else "training": len(real.levels)} | {
+        name: len(some.levels) for name, some in sets.items()
+    }
+    about = {
+        "models": None if args.real else str(args.models),
+        "samples": sizes,
+        "seed": args.seed,
+        "temperature": args.temperature,
+        "tune": args.tune,
+    }
+    prior = judge_codes(figures) if judge_codes else {}
+    print(", ".join(f"{count:,} {name}" for name, count in sizes.items()) + " slices")
+    print(table(figures))
+    if prior:
+        print("\nthe codes and their prior")
+        print(table(prior))
+    with written(args.out / "evaluation.json") as part:
+        content = about | {"figures": as_json(figures), "prior": as_json(prior)}
+        part.write_text(json.dumps(content, indent=1) + "\n")
+    print(args.out / "evaluation.json")
+    plt = dataset.pyplot(args.no_show)
+    dataset.save_figure(draw_nearest(plt, sets["generated"], real, found["generated"]), args.out / "nearest.png")
+    correlations = {name: each[0] for name, each in found.items()}
+    dataset.save_figure(draw_distances(plt, correlations), args.out / "nearest_distances.png")
+    dataset.show_figures(plt)
+
+
+if __name__ == "__main__":
+    dataset.run(main)

@@ -1,0 +1,260 @@
+"""Every figure of evaluate.py on sets where the answer is known, and the script as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import head
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+import evaluate
+import modules
+from dataset import bootstrap_interval
+from evaluate import Pictures
+
+
+def people(numbers, slices=8):
+    """Slices of some people, as Pictures."""
+    levels = np.stack([head(number, k, size=128) for number in numbers for k in range(slices)])
+    return Pictures(levels, np.repeat([f"case_{number:03}" for number in numbers], slices))
+
+
+@pytest.fixture(scope="module")
+def population():
+    return people(range(160), slices=4)
+
+
+@pytest.fixture(scope="module")
+def halves(population):
+    """Two halves of one population, cut by person."""
+    first = np.isin(population.groups, np.random.default_rng(0).permutation(np.unique(population.groups))[:80])
+    return population.take(first), population.take(~first)
+
+
+def blurred(some, sigma=1.0):
+    return some._replace(levels=gaussian_filter(some.levels, (0, sigma, sigma)))
+
+
+# --- fidelity and variety ---------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_gaussians_has_its_closed_form():
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(2, 100_000, 4))
+    scale, shift = np.array([1, 2, 3, 1]), np.array([1, 0, -2, 0.5])
+    assert evaluate.frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
+    expected = np.sum(shift**2) + np.sum((scale - 1) ** 2)
+    assert evaluate.frechet_distance(points, others * scale + shift) == pytest.approx(expected, rel=0.02)
+
+
+def test_pyramid_adds_up_and_tells_scales_apart():
+    rng = np.random.default_rng(0)
+    flat = evaluate.laplacian_pyramid(np.full((2, 128, 128), 0.4, np.float32))
+    assert [level.shape for level in flat] == [(2, side, side) for side in (128, 64, 32, 16)]
+    for level in flat[:-1]:
+        np.testing.assert_allclose(level, 0, atol=1e-6)
+    np.testing.assert_allclose(flat[-1], 0.4, atol=1e-6)
+    stripes = np.tile(np.float32([0, 1]), (1, 128, 64))  # a pixel wide
+    energy = [np.abs(level).mean() for level in evaluate.laplacian_pyramid(stripes)[:-1]]
+    assert energy[0] > 10 * max(energy[1:])
+    noise = evaluate.laplacian_pyramid(rng.normal(size=(1, 128, 128)).astype(np.float32))
+    assert noise[0].std() > noise[1].std() > noise[2].std()
+
+
+def test_sliced_distance_of_a_set_to_itself_is_zero_and_blur_raises_the_finest(halves):
+    real, others = (evaluate.laplacian_pyramid(half.unit) for half in halves)
+    blur = evaluate.laplacian_pyramid(blurred(halves[1]).unit)
+    itself, floor, of_blur = (
+        np.array(evaluate.sliced_wasserstein(some, real, seed=0)) for some in (real, others, blur)
+    )
+    assert np.all(itself == 0) and np.all(floor > 0)
+    ratio = of_blur / floor
+    assert ratio[0] > 5 and ratio[0] > 1.5 * ratio[1:].max()
+
+
+def test_neighbourhoods_of_one_population_are_full_and_a_missing_mode_is_seen():
+    rng = np.random.default_rng(0)
+    modes = np.array([[0, 0, 0, 0], [40, 0, 0, 0]])
+    both = np.repeat(modes, 300, axis=0)
+    own = np.arange(600).astype(str)
+    real, whole = rng.normal(size=(2, 600, 4)) + both
+    half = rng.normal(size=(600, 4)) + modes[0]
+    full = [values.mean() for values in evaluate.neighbourhoods(whole, own, real, own)]
+    assert full[0] > 0.9 and full[1] == pytest.approx(1, abs=0.1) and full[2] > 0.9 and full[3] > 0.9
+    precision, density, recall, coverage = evaluate.neighbourhoods(half, own, real, own)
+    assert precision.mean() > 0.9 and density.mean() == pytest.approx(1, abs=0.1)
+    assert recall[:300].mean() > 0.9 and not recall[300:].any()
+    assert coverage[:300].mean() > 0.9 and not coverage[300:].any()
+    assert evaluate.neighbourhoods(whole + 100, own, real, own)[0].mean() == 0
+
+
+def test_reach_is_measured_to_other_people():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, 4))
+    owners = np.repeat(np.arange(30), 10)
+    near_repeats = np.repeat(centres[:30], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
+    others = np.repeat(centres[30:], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
+    assert evaluate.neighbourhoods(near_repeats, owners, others, owners)[2].mean() > 0.6
+    alone = np.arange(300)  # were every slice a person, hardly any would be in reach of another person's
+    assert evaluate.neighbourhoods(near_repeats, alone, others, alone)[2].mean() < 0.1
+
+
+def test_ssim_of_pairs_is_one_for_a_single_picture_and_never_pairs_a_person_with_itself(population):
+    one = population.take(np.zeros(10, int))._replace(groups=np.arange(10).astype(str))
+    assert evaluate.pair_ssim(one, seed=0).value == pytest.approx(1)
+    two = people([1, 5], slices=1)
+    twice = two.take(np.repeat([0, 1], 20))
+    expected = modules.ssim(evaluate.as_images(two.take([0])), evaluate.as_images(two.take([1])))[0]
+    assert evaluate.pair_ssim(twice, seed=0).value == pytest.approx(expected, abs=1e-5)
+
+
+def test_classifier_cannot_tell_one_population_apart_but_a_blurred_one(halves):
+    first, second = halves
+    same = evaluate.two_sample_auc(first, second, seed=0)
+    assert same.low < 0.5 < same.high and same.value == pytest.approx(0.5, abs=0.12)
+    assert evaluate.two_sample_auc(blurred(first), second, seed=0).value > 0.98
+
+
+def test_classifier_without_background_does_not_see_a_faint_one(halves):
+    first, second = halves
+    haze = first._replace(levels=np.maximum(first.levels, 3))
+    assert evaluate.two_sample_auc(haze, second, seed=0).value > 0.98
+    assert evaluate.two_sample_auc(haze, second, seed=0, floor=evaluate.BACKGROUND).value == pytest.approx(
+        0.5, abs=0.12
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_nearest_finds_a_slice_and_its_mirror_image(population):
+    queries = population.take([3, 10])
+    queries.levels[1] = queries.levels[1][::-1]
+    correlation, index, mirrored = evaluate.nearest(queries, population)
+    np.testing.assert_allclose(correlation, 1, atol=1e-5)
+    assert index.tolist() == [3, 10] and mirrored[1]
+    np.testing.assert_allclose(evaluate.ssim_of_nearest(queries, population, index, mirrored), 1, atol=1e-5)
+
+
+def test_planted_copies_are_caught_and_nothing_else(halves):
+    real, others = halves
+    by_person = np.isin(others.groups, np.unique(others.groups)[::2])
+    held_out, generated = others.take(by_person), others.take(~by_person)
+    planted = [2, 30, 77]
+    rng = np.random.default_rng(0)
+    for place, source in zip(planted, (0, 50, 100)):
+        noisy = real.levels[source][::-1] + rng.normal(0, 1, (128, 128))
+        generated.levels[place] = np.clip(np.round(noisy), 0, 255)
+    limit = evaluate.nearest(held_out, real)[0].max()
+    assert np.flatnonzero(evaluate.nearest(generated, real)[0] > limit).tolist() == planted
+    figures, _ = evaluate.Judge(real, held_out, seed=0).figures(generated)
+    assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.levels))
+
+
+def test_repeated_grids_are_counted():
+    rng = np.random.default_rng(0)
+    known, grids = rng.integers(0, 128, (50, 8, 8)), rng.integers(0, 128, (10, 8, 8))
+    grids[4] = known[7]
+    grids[6] = known[9]
+    grids[6, 0, :3] += 1  # 3 of 64 codes are 4.7 %
+    grids[8] = known[9]
+    grids[8, 0, :4] += 1
+    figures = list(evaluate.repeats(grids, known, np.arange(10)).values())
+    assert figures[0].value == 0.1 and figures[1].value == 0.2
+
+
+# --- the prior and the intervals --------------------------------------------------------------------------------------
+
+
+def test_prior_of_known_probabilities_costs_what_it_must():
+    pixelcnn = modules.PixelCNN(grid=(2, 2), num_embeddings=4, filters=8, residual_blocks=1, masked_layers=1)
+    probabilities = np.array([0.5, 0.25, 0.125, 0.125])
+    kernel, _ = pixelcnn.head.get_weights()
+    pixelcnn.head.set_weights([np.zeros_like(kernel), np.log(probabilities)])
+    training = np.random.default_rng(0).choice(4, (4000, 2, 2), p=probabilities).astype(np.int32)
+    grids = {"training": training, "test": np.zeros((6, 2, 2), np.int32)}
+    groups = {"training": np.arange(4000), "test": np.repeat([0, 1, 2], 2)}
+    results = evaluate.judge_prior(pixelcnn, grids, groups)
+    assert results["training"]["bits a code"].value == pytest.approx(1.75, abs=0.05)
+    assert results["training"]["histogram, bits a code"].value == pytest.approx(1.75, abs=0.05)
+    assert results["training"]["perplexity"].value == pytest.approx(2**1.75, abs=0.1)
+    assert results["test"]["bits a code"].value == pytest.approx(1)
+    assert results["test"]["bits a slice"].value == pytest.approx(4)
+    assert results["test"]["uniform, bits a code"].value == 2
+    assert results["test"]["share of codes in use"].value == 0.25
+
+
+def test_interval_over_people_knows_that_slices_of_one_are_alike():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=20), 50)
+    low, high = bootstrap_interval(values, np.repeat(np.arange(20), 50))
+    assert low < values.mean() < high and high - low == pytest.approx(4 * values.std() / np.sqrt(20), rel=0.2)
+    slice_low, slice_high = bootstrap_interval(values, np.arange(1000))
+    assert high - low > 4 * (slice_high - slice_low)
+
+
+# --- the script -------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_measured_beside_real_slices(trained, program, miniature):
+    arguments = ("evaluate.py", "--data", miniature, "--no-show", "--samples", 20)
+    stdout, _ = program.run(*arguments, "--out", "first")
+    for row in (
+        "Frechet distance",
+        "sliced Wasserstein, 128 px",
+        "precision",
+        "coverage",
+        "classifier AUC",
+        "bits a code",
+    ):
+        assert row in stdout
+    results = json.loads((program.folder / "first" / "evaluation.json").read_text())
+    assert results["figures"].keys() == {"generated", "held out", "reconstructed"}
+    assert results["prior"].keys() == {"training", "validation", "test", "generated"}
+    assert results["samples"] == {"training": 48, "generated": 20, "held out": 16, "reconstructed": 16}
+    for name in ("nearest.png", "nearest_distances.png"):
+        with Image.open(program.folder / "first" / name) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+    program.run(*arguments, "--out", "second")
+    assert json.loads((program.folder / "second" / "evaluation.json").read_text()) == results
+
+
+def test_tuning_leaves_the_test_split_unread(trained, program, miniature, tmp_path):
+    top = tmp_path / miniature.name
+    top.mkdir()
+    (top / "keras_png_slices_train").symlink_to(miniature / "keras_png_slices_train")
+    line = program.fails("evaluate.py", "--data", top, "--tune", "--no-show", "--out", tmp_path / "out")
+    assert "held out slices are of 1 people" in line  # of 6 cases a tenth is one
+    assert "keras_png_slices_test" in program.fails(
+        "evaluate.py", "--data", top, "--no-show", "--out", tmp_path / "out"
+    )
+
+
+def test_folders_of_images_are_measured(program, miniature, tmp_path):
+    real, fake = tmp_path / "real", tmp_path / "fake"
+    real.mkdir(), fake.mkdir()
+    for case in range(30):
+        for k in range(2):
+            Image.fromarray(head(case, k)).save(real / f"case_{case:03}_slice_{k}.nii.png")
+    for number in range(12):
+        Image.fromarray(head(100 + number, 1, size=128)).convert("RGB").save(fake / f"{number}.jpg", quality=95)
+    Image.new("L", (900, 300)).save(fake / "generations.png")  # predict.py's figure is no sample
+    program.run("evaluate.py", "--real", real, "--fake", fake, "--no-show", "--out", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert results["figures"].keys() == {"generated", "held out"} and results["prior"] == {}
+    assert results["samples"] == {"reference": 54, "generated": 12, "held out": 6}
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(trained, program, miniature, tmp_path):
+    program.fails("evaluate.py", "--real", tmp_path, status=2)
+    program.fails("evaluate.py", "--samples", "0", status=2)
+    program.fails("evaluate.py", "--temperature", "nan", status=2)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    slices = miniature / "keras_png_slices_train"
+    assert "no images here" in program.fails("evaluate.py", "--real", slices, "--fake", empty, "--no-show")
+    assert "not a folder" in program.fails("evaluate.py", "--real", tmp_path / "none", "--fake", slices, "--no-show")
+    (empty / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in program.fails("evaluate.py", "--real", slices, "--fake", empty, "--no-show")
+    assert "1 people" in program.fails("evaluate.py", "--data", miniature, "--samples", "1", "--no-show")
