@@ -37,9 +37,11 @@ from PIL import Image, ImageOps
 
 SIZE = 128  # pixels a side, as the networks see a slice
 SPLITS = ("train", "validate", "test")
+PRESETS = ("faithful", "sharp")
 HERE = Path(__file__).parent
 HERE = HERE.relative_to(Path.cwd()) if HERE.is_relative_to(Path.cwd()) else HERE  # for short messages
 DATASET = HERE / "dataset"  # where slices are fetched to
+MODELS = HERE / "trained_models"
 TOP_FOLDER = "keras_png_slices_data"
 SOURCES = (  # third parties' copies, tried in this order; the content decides, not the address
     "https://media.githubusercontent.com/media/uqEi/COMP3710-Pattern-Recognition/"
@@ -49,8 +51,17 @@ SOURCES = (  # third parties' copies, tried in this order; the content decides, 
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that there is no space
-RESAMPLES = 10_000  # for a bootstrap interval
-PREDICTIONS = {"reconstruct": "reconstructions.png", "generate": "generations.png"}  # figures beside single results
+RESAMPLES = 2000  # for a bootstrap interval
+FIGURES = {  # what the scripts draw, beside images that they write
+    "reconstruct": "reconstructions.png",
+    "generate": "generations.png",
+    "ssim": "ssim_plot.png",
+    "nearest": "nearest.png",
+    "distances": "nearest_distances.png",
+    "vqvae": "vqvae_training_plot.png",
+    "pixelcnn": "pixelcnn_training_plot.png",
+}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 TIMEOUT = 20  # seconds to connect, and without a byte
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # in favour of the next line
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
@@ -103,14 +114,23 @@ GENUINE = {
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, with which file, and what to do."""
 
+    status = 1  # of the exit
+
+
+class UsageError(UserError):
+    """A flag that does not go with the models or the data."""
+
+    status = 2
+
 
 def run(main):
-    """Call a script's `main`; what the user can mend ends as one line on stderr and exit status 1."""
+    """Call a script's `main`; what the user can mend ends as one line on stderr and exit status 1 (2 for usage)."""
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -133,15 +153,24 @@ def add_data_arguments(parser):
 
 
 def add_model_arguments(parser):
-    """--models, --out and --no-show, which every script that uses the networks takes."""
-    folders = (
-        ("--models", HERE / "trained_models" / "faithful", "the weights"),
-        ("--out", Path("outputs"), "what is written"),
+    """--preset, --models, --out and --no-show, which every script that uses the networks takes; see `choose_models`."""
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="the models (default: %(default)s)")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help=f"folder of the weights (default: {MODELS / 'PRESET'})"
     )
-    for flag, default, content in folders:
-        meaning = f"folder of {content} (default: %(default)s)"
-        parser.add_argument(flag, type=Path, default=default, metavar="DIR", help=meaning)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="folder of what is written (default: %(default)s)",
+    )
     parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
+
+
+def choose_models(args):
+    """The folder of weights that the arguments ask for."""
+    return args.models or MODELS / args.preset
 
 
 def positive(text):
@@ -469,12 +498,17 @@ def hold_out(cases, share, seed):
     return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
 
 
-def bootstrap_interval(values, groups, seed=0):
-    """95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,) that they belong to."""
+def resampled(groups, seed=0):
+    """Bootstrap samples of the groups that items belong to (N,): how often each item is in each (RESAMPLES, N)."""
     distinct, index = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(0, len(distinct), (RESAMPLES, len(distinct)))
-    return tuple(np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (2.5, 97.5)).tolist())
+    drawn = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), RESAMPLES)
+    return drawn.astype(np.float32)[:, index]
+
+
+def bootstrap_interval(values, groups):
+    """95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,) that they belong to."""
+    weights = resampled(groups)
+    return tuple(np.percentile(weights @ np.asarray(values) / weights.sum(axis=1), (2.5, 97.5)).tolist())
 
 
 def natural_order(name):
@@ -486,6 +520,12 @@ def case_of(name):
     """The case ("case_441") that a slice belongs to; a name that tells none is a case of its own."""
     found = re.search(r"case_\d+", name)
     return found[0] if found else name
+
+
+def level_of(name):
+    """The level (0 the lowest) of a slice in its head, from its name; 0 where that tells none."""
+    found = re.search(r"slice_(\d+)", name)
+    return int(found[1]) if found else 0
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
@@ -513,15 +553,14 @@ def load_split(split, data=None, url=None):
 
 
 def load_folder(folder):
-    """The Slices of a folder of any images, in natural order, but for the figures that predict.py leaves beside them.
+    """The Slices of a folder of any images, in natural order, but for FIGURES; files that are no images are passed by.
 
     Raises UserError where the folder is missing or holds no images or broken ones.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; name a folder of images")
-    Image.init()
-    files = [file for file in folder.iterdir() if file.suffix.lower() in Image.EXTENSION and file.is_file()]
-    files = [file for file in files if not _litter(file.name) and file.name not in PREDICTIONS.values()]
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    files = [file for file in files if not _litter(file.name) and file.name not in FIGURES.values()]
     if not files:
         raise UserError(f"{folder}: no images here; name a folder of images")
     files.sort(key=lambda file: natural_order(file.name))

@@ -18,6 +18,7 @@ Writes evaluation.json, nearest.png (training slices: not to be published) and n
 import argparse
 import functools
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ import numpy as np
 import dataset
 from dataset import UserError, case_of, note, written
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # scikit-learn's threads else spin where other work wants the cores
+
+SAMPLES = 544  # slices to generate: the size of the test split
 COMPONENTS = 64  # principal components of the training pixels, for distances between slices
 NEIGHBOURS = 5  # within whose reach a slice counts as among real (generated) ones
 LEVELS = 4  # of the Laplacian pyramid: 128, 64, 32 and 16 pixels a side
@@ -34,34 +38,49 @@ DIRECTIONS = 512  # onto which patches are projected
 CELLS = 4  # a side of the grid in which the classifier sees the pyramid's energies
 FOLDS = 5
 BACKGROUND = 0.04  # of white: below, nobody sees a difference from black
+AUC_RESAMPLES = 500  # of the many for other intervals: each takes a sorting
 PAIRS = 2000  # random pairs of slices
-RESAMPLES = 1000  # of the groups, for intervals of what is no plain mean
-FEWEST = 2  # groups of a set: below, nothing can be said of how people differ
 SHOWN = 8  # generated slices nearest to training slices, in the figure
 NEAR_REPEAT = 0.05  # share of codes that may differ
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description="Measure how good generated slices are, beside real ones.")
-    parser.add_argument(
-        "--samples", type=dataset.positive, metavar="N", help="slices to generate (default: as many as are held out)"
+    parser = argparse.ArgumentParser(
+        description="Measure how good generated slices are, beside real ones. Figures of different numbers of samples "
+        "do not compare."
     )
-    parser.add_argument("--seed", type=dataset.seed, default=0, metavar="N", help="of all that is random (default: 0)")
+    models_only = [
+        parser.add_argument(
+            "--samples", type=dataset.positive, default=SAMPLES, metavar="N", help="slices to generate (%(default)s)"
+        ),
+        parser.add_argument(
+            "--temperature", type=dataset.temperature, default=1.0, metavar="T", help="of sampling (%(default)s)"
+        ),
+        parser.add_argument(
+            "--tune",
+            action="store_true",
+            help="use the training cases held out in training in place of the test split, which so stays unseen",
+        ),
+    ]
+    parser.add_argument("--seed", type=dataset.seed, default=0, metavar="N", help="of all that is drawn (%(default)s)")
     parser.add_argument(
-        "--temperature", type=dataset.temperature, default=1.0, metavar="T", help="of sampling (default: %(default)s)"
+        "--real",
+        type=Path,
+        metavar="DIR",
+        help="folder of real images, in place of the slices; case_NNN in a name tells the person, and a tenth of them "
+        "is held out",
     )
-    parser.add_argument(
-        "--tune",
-        action="store_true",
-        help="use the training cases held out in training in place of the test split, which so stays unseen",
-    )
-    parser.add_argument("--real", type=Path, metavar="DIR", help="folder of real images, in place of the slices")
     parser.add_argument("--fake", type=Path, metavar="DIR", help="folder of generated images, in place of the models'")
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)
     args = parser.parse_args()
     if (args.real is None) != (args.fake is None):
         parser.error("--real and --fake go together")
+    unused = [action.option_strings[0] for action in models_only if getattr(args, action.dest) != action.default]
+    unused += [f"--{name}" for name in ("models", "data", "url") if getattr(args, name)]
+    if args.real and unused:
+        parser.error(f"{unused[0]} does not go with --real and --fake")
+    args.models = dataset.choose_models(args)
     return args
 
 
@@ -104,11 +123,10 @@ def mean(values, groups):
     return Figure(float(np.mean(values)), *dataset.bootstrap_interval(values, groups))
 
 
-def resampled_weights(groups, seed=0):
-    """For each of RESAMPLES bootstrap samples of the groups, how often each item is in it (RESAMPLES, N)."""
-    distinct, index = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), RESAMPLES)
-    return drawn[:, index]
+def share(hits, groups):
+    """Figure of the share of hits (N,) bool; where there are none, the interval is that of none of as many groups."""
+    figure = mean(hits, groups)
+    return figure if np.any(hits) else figure._replace(high=1 - 0.025 ** (1 / len(set(groups))))
 
 
 # --- fidelity and variety ---------------------------------------------------------------------------------------------
@@ -120,7 +138,12 @@ def fit_components(real, seed):
 
     count = min(COMPONENTS, len(real.levels) - 1)
     pca = PCA(count, svd_solver="randomized", random_state=seed).fit(real.unit.reshape(len(real.levels), -1))
-    return lambda some: pca.transform(some.unit.reshape(len(some.levels), -1))
+
+    def components(some):
+        parts = [Pictures(levels, None) for levels in np.array_split(some.levels, -(-len(some.levels) // 1024))]
+        return np.concatenate([pca.transform(part.unit.reshape(len(part.levels), -1)) for part in parts])
+
+    return components
 
 
 def frechet_distance(points, others):
@@ -128,31 +151,47 @@ def frechet_distance(points, others):
     import scipy.linalg
 
     covariance, other = np.cov(points, rowvar=False), np.cov(others, rowvar=False)
-    # tr (S T)^1/2 from the eigenvalues of S^1/2 T S^1/2, which are real where those of S T need not be in floats
-    root = scipy.linalg.sqrtm(covariance).real
-    trace = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ other @ root), 0)).sum()
+    # tr (S T)^1/2 from the eigenvalues of T^1/2 S T^1/2, which are real where those of S T need not be in floats
+    values, vectors = scipy.linalg.eigh(other)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    trace = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ covariance @ root), 0)).sum()
     shift = np.sum((points.mean(axis=0) - others.mean(axis=0)) ** 2)
     return float(shift + np.trace(covariance) + np.trace(other) - 2 * trace)
 
 
 def neighbourhoods(points, groups, real, real_groups):
-    """Of points (N, D) and as many real ones (M, D): precision (N,), density (N,), recall (M,), coverage (M,).
+    """Figures of precision, density, recall and coverage of points (N, D) against as many real ones (N, D).
 
     A point is precise if it lies within the reach of a real one: no farther than the NEIGHBOURS-th nearest real one is
     from that. Density counts in how many reaches it lies, over NEIGHBOURS. A real point is recalled if it lies within
-    the reach of a point, and covered if a point lies within its own. Reach is measured to other groups, since the
-    nearest of a person's slices is the next slice of that person, which says nothing of how people differ.
+    the reach of a point, and covered if a point lies within its own. Unlike in the papers, reach is measured to other
+    groups: the nearest of a person's slices is the next slice of that person, which says nothing of how people differ.
+    The intervals are over the points' groups.
     """
     from scipy.spatial.distance import cdist
 
     def reach(some, owners):
         others = np.where(owners[:, None] == owners, np.inf, cdist(some, some))
-        return np.sort(others, axis=1)[:, min(NEIGHBOURS, len(some)) - 1]
+        return np.partition(others, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
 
     distances = cdist(points, real)
     among_real = distances <= reach(real, real_groups)
     among_points = distances <= reach(points, groups)[:, None]
-    return among_real.any(axis=1), among_real.sum(axis=1) / NEIGHBOURS, among_points.any(axis=0), among_real.any(axis=0)
+    drawn = dataset.resampled(groups) > 0
+
+    def of_real(near):
+        """Figure of the share of real points that any point is near."""
+        value, shares = near.any(axis=0).mean(), (drawn.astype(np.float32) @ near > 0).mean(axis=1)
+        # a resample has fewer different points, and so is near fewer: its spread counts and not its place
+        low, high = np.percentile(shares, (2.5, 97.5)) - shares.mean() + value
+        return Figure(float(value), float(max(low, 0)), float(min(high, 1)))
+
+    return {
+        "precision": mean(among_real.any(axis=1), groups),
+        "density": mean(among_real.sum(axis=1) / NEIGHBOURS, groups),
+        "recall": of_real(among_points),
+        "coverage": of_real(among_real),
+    }
 
 
 def laplacian_pyramid(images):
@@ -207,9 +246,10 @@ def pair_ssim(some, seed):
     apart = np.flatnonzero(some.groups[first] != some.groups[second])[:PAIRS]
     first, second = first[apart], second[apart]
     likeness = modules.ssim(as_images(some.take(first)), as_images(some.take(second)))
-    weights = resampled_weights(some.groups)
+    weights = dataset.resampled(some.groups)
     weights = weights[:, first] * weights[:, second]
-    means = (weights @ likeness) / np.maximum(weights.sum(axis=1), 1)
+    weights = weights[weights.any(axis=1)]  # a sample of one person has no pairs
+    means = weights @ likeness / weights.sum(axis=1)
     return Figure(float(likeness.mean()), *np.percentile(means, (2.5, 97.5)).tolist())
 
 
@@ -250,14 +290,15 @@ def two_sample_auc(some, real, seed, floor=0.0):
     groups = np.concatenate([some.groups, real.groups])
     number = min(FOLDS, len(set(some.groups)), len(set(real.groups)))
     folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
-    classifier = HistGradientBoostingClassifier(random_state=seed)
+    leaf = max(1, min(20, len(truth) // 20))  # of the fewest slices: few as there may be, a leaf must be possible
+    classifier = HistGradientBoostingClassifier(min_samples_leaf=leaf, early_stopping=False, random_state=seed)
     scores = cross_val_predict(classifier, features, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
-    resampled = [
+    resamples = [
         roc_auc_score(truth, scores, sample_weight=weights)
-        for weights in resampled_weights(groups)
+        for weights in dataset.resampled(groups)[:AUC_RESAMPLES]
         if weights[truth == 1].any() and weights[truth == 0].any()
     ]
-    return Figure(float(roc_auc_score(truth, scores)), *np.percentile(resampled, (2.5, 97.5)).tolist())
+    return Figure(float(roc_auc_score(truth, scores)), *np.percentile(resamples, (2.5, 97.5)).tolist())
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -269,8 +310,13 @@ def nearest(some, real):
     Returns correlations (N,), indices (N,) of real slices, and whether it is the mirror image's (N,) bool. The head's
     left-right axis is vertical here, so that mirroring flips rows.
     """
-    count = len(some.levels)
-    queries = standardised(np.concatenate([some.levels, some.levels[:, ::-1]]))
+    parts = np.array_split(some.levels, -(-len(some.levels) // 512))
+    return tuple(map(np.concatenate, zip(*(_nearest(levels, real) for levels in parts))))
+
+
+def _nearest(levels, real):
+    count = len(levels)
+    queries = standardised(np.concatenate([levels, levels[:, ::-1]]))
     best, index = np.full(2 * count, -np.inf, np.float32), np.zeros(2 * count, int)
     for start in range(0, len(real.levels), 1024):
         correlations = queries @ standardised(real.levels[start : start + 1024]).T
@@ -286,7 +332,20 @@ def standardised(levels):
     """Levels (N, 128, 128) as vectors (N, 16384) float32 of mean 0 and length 1, so that products are correlations."""
     vectors = levels.reshape(len(levels), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return vectors
+
+
+def nearer_than_held_out(correlation, groups, held_out, held_out_groups):
+    """Figure of the share of correlations (N,) above 95 % of the held-out ones (M,), whose people are few as well."""
+    limits = [
+        np.quantile(np.repeat(held_out, weights.astype(int)), 0.95)
+        for weights in dataset.resampled(held_out_groups, seed=1)
+    ]
+    weights = dataset.resampled(groups)
+    shares = np.sum(weights * (correlation > np.array(limits)[:, None]), axis=1) / weights.sum(axis=1)
+    value = np.mean(correlation > np.quantile(held_out, 0.95))
+    return Figure(float(value), *np.percentile(shares, (2.5, 97.5)).tolist())
 
 
 def ssim_of_nearest(some, real, index, mirrored):
@@ -306,33 +365,34 @@ def differing_codes(grids, known):
 # --- the prior --------------------------------------------------------------------------------------------------------
 
 
-def judge_prior(pixelcnn, grids, groups):
-    """What each of the sets of code grids {name: (N, h, w)} costs, and how many codes it uses.
+def judge_prior(pixelcnn, sets):
+    """What each of the sets of Codes {name: ...} costs, and how many codes it uses: Figures by set and name.
 
-    `groups` {name: (N,)} are the persons. The histogram is that of the training codes, cell by cell: what is known
-    without any context, each code having been seen once more than it was.
+    The histogram is that of the training codes, cell by cell: what is known without any context, each code having been
+    seen once more than it was.
     """
     import modules
 
     number = pixelcnn.num_embeddings
-    counts = np.stack([np.sum(grids["training"] == code, axis=0) for code in range(number)]) + 1  # (K, h, w)
+    counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)]) + 1  # (K, h, w)
     histogram = np.log2(counts / counts.sum(axis=0))
     logits = modules.tf.function(pixelcnn, reduce_retracing=True)
 
-    def bits(batch):
-        return -np.asarray(modules.categorical(logits(batch)).log_prob(batch)) / np.log(2)
+    def bits(codes, levels):
+        return -np.asarray(modules.categorical(logits(codes, levels)).log_prob(codes)) / np.log(2)
 
     results = {}
-    for name, codes in grids.items():
-        cost = modules.in_batches(bits, codes).mean(axis=(1, 2))
+    for name, (codes, groups, levels) in sets.items():
+        cost = modules.in_batches(lambda some: bits(codes[some], levels[some]), np.arange(len(codes)))
+        cost = cost.mean(axis=(1, 2))
         by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
         results[name] = {
-            "bits a code": mean(cost, groups[name]),
-            "bits a slice": mean(cost * codes[0].size, groups[name]),
-            "histogram, bits a code": mean(by_cell, groups[name]),
+            "bits a code": mean(cost, groups),
+            "bits a slice": mean(cost * codes[0].size, groups),
+            "histogram, bits a code": mean(by_cell, groups),
             "uniform, bits a code": Figure(float(np.log2(number))),
-            "share of codes in use": Figure(in_use),
+            "codes in use": Figure(in_use * number),
             "perplexity": Figure(perplexity),
         }
     return results
@@ -342,46 +402,45 @@ def judge_prior(pixelcnn, grids, groups):
 
 
 class Judge:
-    """Measures sets of slices against real ones that the models may know, and held-out ones that they may not."""
+    """Measures sets of slices against real ones that the models may know, and held-out ones that they may not.
 
-    def __init__(self, real, held_out, seed):
-        self.real, self.seed = real, seed
+    What depends on the number of slices is measured on `count` of each set, drawn by the seed, against as many real
+    ones.
+    """
+
+    def __init__(self, real, held_out, count, seed):
+        self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
         self.components = fit_components(real, seed)
-        self.points = self.components(real)
         self.nearest_held_out = nearest(held_out, real)[0]
 
-    def figures(self, some):
-        """The Figures of a set of slices by name, and what `nearest` gave for it."""
-        count = len(some.levels)
-        chosen = np.random.default_rng(self.seed).choice(
-            len(self.real.levels), min(count, len(self.real.levels)), replace=False
-        )
-        equal = self.real.take(chosen)  # as many real slices, which figures that depend on the number are held against
-        some_equal = some.take(np.arange(count)[: len(chosen)])
+    def draw(self, some, salt=0):
+        chosen = np.random.default_rng((self.seed, salt)).choice(len(some.levels), self.count, replace=False)
+        return some.take(np.sort(chosen))
+
+    def likeness(self, some, real):
+        """Figures of fidelity and variety of slices, by name, against real ones."""
+        some, equal = self.draw(some), self.draw(real, salt=1)
         points = self.components(some)
-        precision, density, recall, coverage = neighbourhoods(
-            points[: len(chosen)], some_equal.groups, self.points[chosen], equal.groups
-        )
-        wasserstein = sliced_wasserstein(laplacian_pyramid(some_equal.unit), laplacian_pyramid(equal.unit), self.seed)
-        correlation, index, mirrored = found = nearest(some, self.real)
-        likeness = ssim_of_nearest(some, self.real, index, mirrored)
-        limit = np.quantile(self.nearest_held_out, 0.95)
+        distances = sliced_wasserstein(laplacian_pyramid(some.unit), laplacian_pyramid(equal.unit), self.seed)
         return {
-            "Frechet distance": Figure(frechet_distance(points, self.points)),
-            **{
-                f"sliced Wasserstein, {128 >> level} px": Figure(distance) for level, distance in enumerate(wasserstein)
-            },
-            "precision": mean(precision, some_equal.groups),
-            "density": mean(density, some_equal.groups),
-            "recall": mean(recall, equal.groups),
-            "coverage": mean(coverage, equal.groups),
+            "Frechet distance": Figure(frechet_distance(points, self.components(real))),
+            **{f"sliced Wasserstein, {128 >> level} px": Figure(value) for level, value in enumerate(distances)},
+            **neighbourhoods(points, some.groups, self.components(equal), equal.groups),
             "SSIM of random pairs": pair_ssim(some, self.seed),
             "classifier AUC": two_sample_auc(some, equal, self.seed),
             "classifier AUC, no background": two_sample_auc(some, equal, self.seed, BACKGROUND),
+        }
+
+    def memory(self, some):
+        """Figures of how near slices are to real ones, by name, and what `nearest` gave."""
+        correlation, index, mirrored = found = nearest(some, self.real)
+        return {
             "correlation to nearest": mean(correlation, some.groups),
-            "SSIM to nearest": mean(likeness, some.groups),
-            "nearer than 95 % of held-out": mean(correlation > limit, some.groups),
-            "nearer than any held-out": mean(correlation > self.nearest_held_out.max(), some.groups),
+            "SSIM to nearest": mean(ssim_of_nearest(some, self.real, index, mirrored), some.groups),
+            "nearer than 95 % of held-out": nearer_than_held_out(
+                correlation, some.groups, self.nearest_held_out, self.held_out.groups
+            ),
+            "nearer than any held-out": share(correlation > self.nearest_held_out.max(), some.groups),
         }, found
 
 
@@ -389,8 +448,8 @@ def repeats(grids, known, groups):
     """Figures of the share of grids (N, h, w) that repeat one of the known, to the code and nearly."""
     differing = differing_codes(grids, known)
     return {
-        "grids that repeat": mean(differing == 0, groups),
-        f"grids that repeat but for {NEAR_REPEAT:.0%}": mean(differing <= NEAR_REPEAT, groups),
+        "grids that repeat": share(differing == 0, groups),
+        f"grids that repeat but for {NEAR_REPEAT:.0%}": share(differing <= NEAR_REPEAT, groups),
     }
 
 
@@ -408,7 +467,7 @@ def draw_nearest(plt, some, real, found):
         column[0].set_title(f"{correlation[i]:.3f}", fontsize=9)
         column[1].imshow(neighbour, "gray", vmin=0, vmax=255)
         column[2].imshow(some.levels[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
-    for row, title in zip(axes[:, 0], ("generated", "nearest in training", "difference")):
+    for row, title in zip(axes[:, 0], ("generated", "nearest real", "difference")):
         row.set_ylabel(title)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -424,7 +483,7 @@ def draw_distances(plt, correlations):
         axes.hist(values, bins, density=True, histtype="step", linewidth=1.6, label=name)
     limit = np.quantile(correlations["held out"], 0.95)
     axes.axvline(limit, color="grey", linestyle=":", label="95 % of held out")
-    axes.set(title="Nearness to the training slices", xlabel="correlation to the nearest", ylabel="density")
+    axes.set(title="Nearness to the reference", xlabel="correlation to the nearest real slice", ylabel="density")
     axes.legend()
     return figure
 
@@ -437,54 +496,71 @@ def read_folders(args):
     real, fake = (dataset.load_folder(folder) for folder in (args.real, args.fake))
     real, fake = pictures(*real[:2]), pictures(*fake[:2])
     held_out = np.isin(real.groups, dataset.hold_out(real.groups, 0.1, args.seed))
-    return real.take(~held_out), real.take(held_out), {"generated": fake}, None
+    return real.take(~held_out), real.take(held_out), {"generated": fake}
+
+
+class Codes(NamedTuple):
+    """A set of code grids (N, h, w), the groups (N,) of their slices and the levels (N,) of these in their heads."""
+
+    grids: np.ndarray
+    groups: np.ndarray
+    levels: np.ndarray
 
 
 def read_slices(args):
-    """The training slices, held-out ones, the sets made by the models, and a function that judges their codes."""
+    """The reference slices, held-out ones, the sets {name: Pictures} made by the models, their prior, sets of Codes.
+
+    Raises UserError where models or slices are missing, or these are not those that the models were trained on while
+    the held-out cases among them are asked for.
+    """
     import modules
 
     config = modules.load_config(args.models)
     vqvae, pixelcnn = modules.load_models(args.models)
+    test = None if args.tune else dataset.load_split("test", args.data, args.url)
     images, names, digest = dataset.load_split("train", args.data, args.url)
+    unseen = np.isin([case_of(name) for name in names], config["data"]["held_out_cases"])
     if digest != config["data"]["digest"]:
-        note(f"note: {args.models} was trained on other slices than these; its memory is judged by these all the same")
-    training = pictures(images, names)
-    codes = vqvae.encode(images)
-    del images
-    unseen = np.isin(training.groups, config["data"]["held_out_cases"])
-    if not unseen.any() or unseen.all():
-        raise UserError(
-            f"{args.models}: the cases held out in its training are not in these slices; name the same --data"
-        )
+        if args.tune:
+            raise UserError(f"{args.models}: trained on other slices than these, so none are known to be held out")
+        note(f"note: {args.models} was trained on other slices than these; held out from it is only the test split")
+        unseen[:] = False
+    elif args.tune and "vqvae" not in config["data"].get("held_out_from", []):
+        note("note: these cases were held out from the PixelCNN alone; the VQ-VAE has seen them")
+    training, codes = pictures(images, names), vqvae.encode(images)
+    levels = np.array([dataset.level_of(name) for name in names], np.int32)
+    sets = {"training": Codes(codes[~unseen], training.groups[~unseen], levels[~unseen])}
+    if unseen.any():
+        sets["validation"] = Codes(codes[unseen], training.groups[unseen], levels[unseen])
     if args.tune:
         real, held_out, held_out_codes = training.take(~unseen), training.take(unseen), codes[unseen]
     else:
-        images, names, _ = dataset.load_split("test", args.data, args.url)
-        real, held_out, held_out_codes = training, pictures(images, names), vqvae.encode(images)
+        real, held_out, held_out_codes = training, pictures(test.images, test.names), vqvae.encode(test.images)
+        levels = np.array([dataset.level_of(name) for name in test.names], np.int32)
+        sets["test"] = Codes(held_out_codes, held_out.groups, levels)
 
-    number = args.samples or len(held_out.levels)
     from tqdm import tqdm
 
     progress = functools.partial(tqdm, desc="sampling", unit="batch", leave=False, disable=None)
-    drawn = modules.sample(pixelcnn, number, args.seed, args.temperature, progress)
-    own = np.array([f"sample {i}" for i in range(number)])
-    sets = {
+    drawn = modules.sample(pixelcnn, args.samples, args.seed, args.temperature, progress=progress)
+    own = np.array([f"sample {i}" for i in range(args.samples)])
+    sets["generated"] = Codes(drawn, own, modules.spread_levels(pixelcnn, args.samples))
+    made = {
         "generated": Pictures(dataset.to_levels(vqvae.decode(drawn)[..., 0]), own),
         "reconstructed": Pictures(dataset.to_levels(vqvae.decode(held_out_codes)[..., 0]), held_out.groups),
     }
+    return real, held_out, made, pixelcnn, sets
 
-    def judge_codes(figures):
-        known = codes[~unseen] if args.tune else codes
-        figures["generated"] |= repeats(drawn, known, own)
-        figures["held out"] |= repeats(held_out_codes, known, held_out.groups)
-        grids = {"training": codes[~unseen], "validation": codes[unseen], "generated": drawn}
-        groups = {"training": training.groups[~unseen], "validation": training.groups[unseen], "generated": own}
-        if not args.tune:
-            grids["test"], groups["test"] = held_out_codes, held_out.groups
-        return judge_prior(pixelcnn, grids, groups)
 
-    return real, held_out, sets, judge_codes
+def check_sizes(real, sets, count, where):
+    """Raise UserError where sets of slices are too small, or of too few people, to measure `count` of each."""
+    for name, some in {"reference": real, **sets}.items():
+        slices_of = np.unique(some.groups, return_counts=True)[1]
+        if count < 2 * NEIGHBOURS or count - slices_of.max() < NEIGHBOURS:
+            raise UserError(
+                f"{where}: too few to measure, {len(some.levels)} {name} slices of {len(slices_of)} people; each set "
+                f"needs {2 * NEIGHBOURS} slices of several people, the held-out tenth of real ones too"
+            )
 
 
 def table(columns):
@@ -506,41 +582,51 @@ def main():
     dataset.make_folder(args.out)
     from tqdm import tqdm
 
-    real, held_out, sets, judge_codes = read_folders(args) if args.real else read_slices(args)
-    sets = {"generated": sets.pop("generated"), "held out": held_out} | sets
-    for name, some in (("reference", real), *sets.items()):
-        if len(set(some.groups)) < FEWEST:
-            raise UserError(
-                f"the {name} slices are of {len(set(some.groups))} people, too few to measure; bring at least {FEWEST}"
-            )
-    judge = Judge(real, held_out, args.seed)
+    pixelcnn, codes = None, {}
+    if args.real:
+        real, held_out, made = read_folders(args)
+    else:
+        real, held_out, made, pixelcnn, codes = read_slices(args)
+    sets = {"generated": made.pop("generated"), "held out": held_out, **made}
+    count = min(len(some.levels) for some in sets.values())
+    count = min(count, len(real.levels) // 2)
+    check_sizes(real, sets, count, f"{args.real}, {args.fake}" if args.real else args.data or dataset.DATASET)
+    judge = Judge(real, held_out, count, args.seed)
     figures, found = {}, {}
     for name, some in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):
-        figures[name], found[name] = judge.figures(some)
-    sizes = {"reference" if args.real else "training": len(real.levels)} | {
-        name: len(some.levels) for name, some in sets.items()
-    }
-    about = {
-        "models": None if args.real else str(args.models),
-        "samples": sizes,
-        "seed": args.seed,
-        "temperature": args.temperature,
-        "tune": args.tune,
-    }
-    prior = judge_codes(figures) if judge_codes else {}
-    print(", ".join(f"{count:,} {name}" for name, count in sizes.items()) + " slices")
+        remembered, found[name] = judge.memory(some)
+        figures[name] = judge.likeness(some, real) | remembered
+    half = np.isin(real.groups, dataset.hold_out(real.groups, 0.5, args.seed))
+    if min(half.sum(), (~half).sum()) >= count:
+        figures["training halves"] = judge.likeness(real.take(half), real.take(~half))
+    if codes:
+        known = (
+            codes["training"].grids
+            if args.tune
+            else np.concatenate([codes[name].grids for name in ("training", "validation") if name in codes])
+        )
+        unknown = codes["validation" if args.tune else "test"]
+        figures["generated"] |= repeats(codes["generated"].grids, known, codes["generated"].groups)
+        figures["held out"] |= repeats(unknown.grids, known, unknown.groups)
+    prior = judge_prior(pixelcnn, codes) if codes else {}
+    sizes = {"reference": len(real.levels)} | {name: len(some.levels) for name, some in sets.items()}
+    print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))
     if prior:
         print("\nthe codes and their prior")
         print(table(prior))
+    asked = ("real", "fake") if args.real else ("models", "samples", "temperature", "tune")
+    about = {name: str(value) if isinstance(value := getattr(args, name), Path) else value for name in asked}
     with written(args.out / "evaluation.json") as part:
-        content = about | {"figures": as_json(figures), "prior": as_json(prior)}
+        content = about | {"seed": args.seed, "sizes": sizes, "compared": count}
+        content |= {"figures": as_json(figures), "prior": as_json(prior)}
         part.write_text(json.dumps(content, indent=1) + "\n")
     print(args.out / "evaluation.json")
     plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(draw_nearest(plt, sets["generated"], real, found["generated"]), args.out / "nearest.png")
+    nearest_figure = draw_nearest(plt, sets["generated"], real, found["generated"])
+    dataset.save_figure(nearest_figure, args.out / dataset.FIGURES["nearest"])
     correlations = {name: each[0] for name, each in found.items()}
-    dataset.save_figure(draw_distances(plt, correlations), args.out / "nearest_distances.png")
+    dataset.save_figure(draw_distances(plt, correlations), args.out / dataset.FIGURES["distances"])
     dataset.show_figures(plt)
 
 

@@ -48,6 +48,7 @@ with _silent_stderr():
     from keras import layers, ops
 
 BATCH = 128  # images or grids at a time where a whole array goes through a network
+REVIVE = 0.1  # of the usual number of latents: a codebook vector that stands for fewer is replaced
 
 
 # --- the VQ-VAE -------------------------------------------------------------------------------------------------------
@@ -61,20 +62,30 @@ class VectorQuantizer(layers.Layer):
     - quantized (N, h, w, D) float32, whose gradient goes straight through to the latents,
     - code indices (N, h, w) int32 in [0, num_embeddings),
     - the loss, a float32 scalar: codebook loss + commitment_cost x commitment loss (equation 3).
+
+    With a `decay` the codebook is not learned by gradient: each of its vectors follows the mean of the latents that it
+    stands for, averaged with that decay a training step (appendix A.1), and one that stands for too few becomes a
+    latent vector of the batch (Zeghidour et al. 2021, SoundStream, arXiv 2107.03312).
     """
 
-    def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
+    def __init__(self, num_embeddings, embedding_dim, commitment_cost, decay=None, **kwargs):
         super().__init__(**kwargs | {"dtype": "float32"})  # distances of near ties want all 24 bits
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
+        self.decay = decay
 
     def build(self, input_shape):
         if input_shape[-1] != self.embedding_dim:
             raise ValueError(f"latents have {input_shape[-1]} channels, the codebook {self.embedding_dim}")
+        shape = (self.num_embeddings, self.embedding_dim)
         self.codebook = self.add_weight(
-            shape=(self.num_embeddings, self.embedding_dim), initializer="uniform", name="codebook"
+            shape=shape, initializer="uniform", trainable=self.decay is None, name="codebook"
         )
+        if self.decay is not None:
+            self.counts = self.add_weight(shape=shape[:1], initializer="zeros", trainable=False, name="counts")
+            self.sums = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="sums")
+            self.draws = keras.random.SeedGenerator(seed=0)
 
     def nearest(self, latents):
         """Indices (..., ) int32 of the codebook vectors nearest to latents (..., D) by squared distance."""
@@ -86,19 +97,44 @@ class VectorQuantizer(layers.Layer):
         """Codebook vectors (..., D) of code indices (...)."""
         return ops.take(self.codebook, codes, axis=0)
 
-    def call(self, latents):
+    def call(self, latents, training=False):
         codes = self.nearest(latents)
         quantized = self.lookup(codes)
-        codebook_loss = ops.mean((ops.stop_gradient(latents) - quantized) ** 2)
-        commitment_loss = ops.mean((latents - ops.stop_gradient(quantized)) ** 2)
-        straight_through = latents + ops.stop_gradient(quantized - latents)
-        return straight_through, codes, codebook_loss + self.commitment_cost * commitment_loss
+        loss = self.commitment_cost * ops.mean((latents - ops.stop_gradient(quantized)) ** 2)
+        if self.decay is None:
+            loss = loss + ops.mean((ops.stop_gradient(latents) - quantized) ** 2)
+        elif training:
+            self._follow(ops.reshape(ops.stop_gradient(latents), (-1, self.embedding_dim)), ops.reshape(codes, (-1,)))
+        return latents + ops.stop_gradient(quantized - latents), codes, loss
+
+    def _follow(self, latents, codes):
+        """Move the codebook towards latents (M, D) that have the nearest codes (M,)."""
+        replicas = tf.distribute.get_replica_context()
+        counts, sums = replicas.all_reduce(
+            "sum",
+            [
+                ops.segment_sum(ops.ones_like(latents[:, 0]), codes, self.num_embeddings),
+                ops.segment_sum(latents, codes, self.num_embeddings),
+            ],
+        )
+        usual = ops.sum(counts) / self.num_embeddings
+        counts = self.decay * self.counts + (1 - self.decay) * counts
+        sums = self.decay * self.sums + (1 - self.decay) * sums
+        drawn = keras.random.randint((self.num_embeddings,), 0, ops.shape(latents)[0], seed=self.draws)
+        candidates = replicas.all_reduce("mean", ops.take(latents, drawn, axis=0))
+        dying = counts < REVIVE * usual
+        counts = ops.where(dying, usual, counts)
+        sums = ops.where(dying[:, None], usual * candidates, sums)
+        self.counts.assign(counts)
+        self.sums.assign(sums)
+        self.codebook.assign(sums / counts[:, None])
 
     def get_config(self):
         return super().get_config() | {
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
             "commitment_cost": self.commitment_cost,
+            "decay": self.decay,
         }
 
 
@@ -128,7 +164,28 @@ def _add_bias(inputs, bias):
     return inputs + bias, gradient
 
 
-def build_encoder(size, filters, bottleneck, latent_dim):
+@keras.saving.register_keras_serializable("vqvae")
+class Residual(layers.Layer):
+    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to the input (N, h, w, filters) (arXiv 1711.00937, 4.1)."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.wide = layers.Conv2D(filters, 3, padding="same", activation="relu", name="wide")
+        self.narrow = layers.Conv2D(filters, 1, name="narrow")
+
+    def build(self, input_shape):
+        self.wide.build(input_shape)
+        self.narrow.build(input_shape)
+
+    def call(self, inputs):
+        return inputs + self.narrow(self.wide(ops.relu(inputs)))
+
+    def get_config(self):
+        return super().get_config() | {"filters": self.filters}
+
+
+def build_encoder(size, filters, bottleneck, latent_dim, residual_blocks):
     """Slices (size, size, 1) to latents (h, h, latent_dim), h = size / 2**len(filters)."""
     convolution = {"kernel_size": 3, "padding": "same", "activation": "relu"}
     return keras.Sequential(
@@ -136,20 +193,22 @@ def build_encoder(size, filters, bottleneck, latent_dim):
             keras.Input((size, size, 1)),
             *[layers.Conv2D(channels, strides=2, **convolution) for channels in filters],
             layers.Conv2D(bottleneck, **convolution),
+            *[Residual(bottleneck) for _ in range(residual_blocks)],
             layers.Conv2D(latent_dim, kernel_size=1),
         ],
         name="encoder",
     )
 
 
-def build_decoder(size, filters, bottleneck, latent_dim):
-    """Quantized latents (h, h, latent_dim) to slices (size, size, 1): the encoder mirrored."""
+def build_decoder(size, filters, bottleneck, latent_dim, residual_blocks):
+    """Quantized latents (h, h, latent_dim) to slices (size, size, 1), through `filters` from coarse to fine."""
     grid = size // 2 ** len(filters)
     return keras.Sequential(
         [
             keras.Input((grid, grid, latent_dim)),
             Conv2DTranspose(bottleneck, 3, activation="relu"),
-            *[Conv2DTranspose(channels, 3, strides=2, activation="relu") for channels in reversed(filters)],
+            *[Residual(bottleneck) for _ in range(residual_blocks)],
+            *[Conv2DTranspose(channels, 3, strides=2, activation="relu") for channels in filters],
             Conv2DTranspose(1, 3),
         ],
         name="decoder",
@@ -163,21 +222,51 @@ class VQVAE(keras.Model):
     Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns their reconstructions (same shape, not clipped
     to that range), their code indices (N, h, h) int32 and the quantizer's loss. `decode(encode(images))` gives the same
     reconstructions clipped, in batches.
+
+    `filters` are the encoder's, from fine to coarse; the decoder mirrors them unless it has `decoder_filters`, from
+    coarse to fine, of its own. `codebook_decay` is the quantizer's.
     """
 
-    def __init__(self, *, size, filters, bottleneck, latent_dim, num_embeddings, commitment_cost, **kwargs):
+    def __init__(
+        self,
+        *,
+        size,
+        filters,
+        bottleneck,
+        latent_dim,
+        num_embeddings,
+        commitment_cost,
+        decoder_filters=None,
+        residual_blocks=0,
+        codebook_decay=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        shape = {"size": size, "filters": tuple(filters), "bottleneck": bottleneck, "latent_dim": latent_dim}
-        self.config = shape | {"num_embeddings": num_embeddings, "commitment_cost": commitment_cost}
-        self.encoder = build_encoder(**shape)
-        self.quantizer = VectorQuantizer(num_embeddings, latent_dim, commitment_cost, name="quantizer")
+        self.config = {
+            "size": size,
+            "filters": tuple(filters),
+            "bottleneck": bottleneck,
+            "latent_dim": latent_dim,
+            "num_embeddings": num_embeddings,
+            "commitment_cost": commitment_cost,
+            "decoder_filters": tuple(decoder_filters or reversed(filters)),
+            "residual_blocks": residual_blocks,
+            "codebook_decay": codebook_decay,
+        }
+        shape = {"bottleneck": bottleneck, "latent_dim": latent_dim, "residual_blocks": residual_blocks}
+        self.encoder = build_encoder(size, self.config["filters"], **shape)
+        self.quantizer = VectorQuantizer(num_embeddings, latent_dim, commitment_cost, codebook_decay, name="quantizer")
         self.quantizer.build(self.encoder.output_shape)
-        self.decoder = build_decoder(**shape)
+        self.decoder = build_decoder(size, self.config["decoder_filters"], **shape)
         self.built = True
 
     def call(self, images, training=False):
         quantized, codes, loss = self.quantizer(self.encoder(images, training=training), training=training)
-        return ops.cast(self.decoder(quantized, training=training), "float32"), codes, loss
+        return self.paint(quantized), codes, loss
+
+    def paint(self, quantized):
+        """Images (N, size, size, 1) float32, not clipped, of codebook vectors (N, h, w, latent_dim)."""
+        return ops.cast(self.decoder(quantized), "float32")
 
     def encode(self, images):
         """Code indices (N, h, w) int32 of images (N, size, size, 1)."""
@@ -193,10 +282,44 @@ class VQVAE(keras.Model):
 
     @tf.function(reduce_retracing=True)
     def _decode(self, codes):
-        return ops.clip(ops.cast(self.decoder(self.quantizer.lookup(codes)), "float32"), -0.5, 0.5)
+        return ops.clip(self.paint(self.quantizer.lookup(codes)), -0.5, 0.5)
 
     def get_config(self):
         return super().get_config() | self.config
+
+
+class Discriminator(keras.Model):
+    """Tells real slices from decoded ones, patch by patch, at full and at half size (Wang et al. 2018, 1711.11585).
+
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns for each size the outputs of its layers, of
+    which the last (N, h, w, 1) float32 are the logits: positive where a patch looks real.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.scales = [
+            [
+                *[layers.Conv2D(count, 4, strides=2, padding="same") for count in filters],
+                layers.Conv2D(filters[-1], 3, padding="same"),
+                layers.Conv2D(1, 3, padding="same", dtype="float32"),
+            ]
+            for _ in range(2)
+        ]
+        for scale in self.scales:
+            for layer, channels in zip(scale, (1, *filters, filters[-1])):
+                layer.build((None, None, None, channels))
+        self.built = True
+
+    def call(self, images):
+        results = []
+        for scale in self.scales:
+            x, outputs = images, []
+            for layer in scale[:-1]:
+                x = ops.leaky_relu(layer(x), 0.2)
+                outputs.append(x)
+            results.append([*outputs, scale[-1](x)])
+            images = ops.average_pool(images, 2)
+        return results
 
 
 def in_batches(function, array, progress=iter):
@@ -325,6 +448,8 @@ class PixelCNN(keras.Model):
     on the codes before it in raster order alone.
     """
 
+    levels = None  # it does not know of any
+
     def __init__(self, *, grid, num_embeddings, filters, residual_blocks, masked_layers, **kwargs):
         super().__init__(**kwargs)
         self.grid = tuple(grid)
@@ -345,7 +470,7 @@ class PixelCNN(keras.Model):
             layer.build((None, *self.grid, filters))
         self.built = True
 
-    def call(self, codes, training=False):
+    def call(self, codes, levels=None, training=False):
         x = self.first(codes)
         for layer in [*self.blocks, *self.masked]:
             x = layer(x)
@@ -353,6 +478,116 @@ class PixelCNN(keras.Model):
 
     def get_config(self):
         return super().get_config() | self.config
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class GatedLayer(layers.Layer):
+    """A layer of the gated PixelCNN (arXiv 1606.05328, figure 2), without a blind spot.
+
+    Called on the vertical stack (N, h, w, C), the horizontal one (N, h, w, C) and a condition (N, h, w, E) it returns
+    both stacks (N, h, w, filters). The vertical one at a position depends on all rows down to its own, the horizontal
+    one on the rows above, through the vertical, and on the positions left of it; on its own too, unless the layer is
+    the `first`.
+    """
+
+    def __init__(self, filters, kernel_size, first, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.filters, self.kernel_size, self.first, self.rate = filters, kernel_size, first, dropout
+        self.margin = kernel_size // 2
+        self.vertical = layers.Conv2D(2 * filters, (self.margin + 1, kernel_size), name="vertical")
+        self.horizontal = layers.Conv2D(2 * filters, (1, self.margin + (not first)), name="horizontal")
+        self.link = layers.Conv2D(2 * filters, 1, name="link")
+        self.condition = layers.Conv2D(4 * filters, 1, use_bias=False, name="condition")
+        self.output_ = layers.Conv2D(filters, 1, name="output")
+        self.dropout = layers.Dropout(dropout)
+
+    def build(self, stack, _, condition):
+        free = (None, None, None, stack[-1])  # padded in `call`, so larger than the stack
+        self.vertical.build(free)
+        self.horizontal.build(free)
+        self.link.build((*stack[:-1], 2 * self.filters))
+        self.condition.build(condition)
+        self.output_.build((*stack[:-1], self.filters))
+
+    def call(self, vertical, horizontal, condition, training=False):
+        margin = self.margin
+        to_vertical, to_horizontal = ops.split(self.condition(condition), 2, axis=-1)
+        down = self.vertical(ops.pad(vertical, ((0, 0), (margin, 0), (margin, margin), (0, 0))))
+        above = ops.pad(down, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+        left = ops.pad(horizontal, ((0, 0), (0, 0), (margin, 0), (0, 0)))
+        across = self.horizontal(left[:, :, :-1] if self.first else left) + self.link(above)
+        update = self.output_(self.dropout(_gate(across + to_horizontal), training=training))
+        return _gate(down + to_vertical), update if self.first else horizontal + update
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "first": self.first,
+            "dropout": self.rate,
+        }
+
+
+def _gate(x):
+    signal, gate = ops.split(x, 2, axis=-1)
+    return ops.tanh(signal) * ops.sigmoid(gate)
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class GatedPixelCNN(keras.Model):
+    """The prior over larger grids of codes: two gated stacks that know where they are (arXiv 1606.05328).
+
+    Called on code indices (N, h, w) int32 and slice levels (N,) int32 below `levels` it returns logits (N, h, w,
+    num_embeddings) float32; those at a code depend on the level and on the codes before it in raster order alone, and
+    on all of these that its layers reach.
+    """
+
+    def __init__(self, *, grid, num_embeddings, levels, filters, gated_layers, kernel_size, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.grid, self.num_embeddings, self.levels = tuple(grid), num_embeddings, levels
+        self.config = {
+            "grid": self.grid,
+            "num_embeddings": num_embeddings,
+            "levels": levels,
+            "filters": filters,
+            "gated_layers": gated_layers,
+            "kernel_size": kernel_size,
+            "dropout": dropout,
+        }
+        self.embedding = layers.Embedding(num_embeddings, filters, name="embedding")
+        self.level = layers.Embedding(levels, filters, name="level")
+        self.place = layers.Embedding(self.grid[0] * self.grid[1], filters, name="place")
+        self.gated = [
+            GatedLayer(filters, 7 if i == 0 else kernel_size, first=i == 0, dropout=dropout, name=f"gated_{i}")
+            for i in range(gated_layers)
+        ]
+        self.dropout = layers.Dropout(dropout)
+        self.wide = layers.Conv2D(filters, 1, activation="relu", name="wide")
+        self.head = layers.Conv2D(num_embeddings, 1, dtype="float32", name="head")
+        shape = (None, *self.grid, filters)
+        for layer in (self.embedding, self.level, self.place):
+            layer.build(None)
+        for layer in self.gated:
+            layer.build(shape, shape, shape)
+        self.wide.build(shape)
+        self.head.build(shape)
+        self.built = True
+
+    def call(self, codes, levels, training=False):
+        vertical = horizontal = self.embedding(codes)
+        places = ops.reshape(self.place(np.arange(np.prod(self.grid))), (1, *self.grid, -1))
+        condition = places + self.level(levels)[:, None, None]
+        for layer in self.gated:
+            vertical, horizontal = layer(vertical, horizontal, condition, training=training)
+        return self.head(self.wide(self.dropout(ops.relu(horizontal), training=training)))
+
+    def get_config(self):
+        return super().get_config() | self.config
+
+
+def build_prior(**network):
+    """The prior with these constructor arguments: a GatedPixelCNN where they tell of gated layers, else a PixelCNN."""
+    return (GatedPixelCNN if "gated_layers" in network else PixelCNN)(**network)
 
 
 def cross_entropy(codes, logits):
@@ -367,43 +602,146 @@ def categorical(logits, temperature=1.0):
     return tfp.distributions.Categorical(logits=logits / temperature)
 
 
-def sample(pixelcnn, num, seed, temperature=1.0, progress=iter):
+def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     """Draw code indices (num, h, w) int32 from the prior.
 
     Ancestral sampling: in raster order, each code from the distribution given those before it. Temperature divides
     the logits: below 1 the likely becomes likelier. The same seed draws the same codes, and the first of many are
-    those of few. `progress` wraps the iteration over batches, as tqdm does.
+    those of few. `levels` (num,) int are the slice levels, for a prior that knows such (default: spread evenly over
+    all). `progress` wraps the iteration over batches, as tqdm does.
     """
-    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
-    return in_batches(lambda batch: _sample(pixelcnn, batch, temperature), uniforms, progress)
+    uniforms = _uniforms(pixelcnn, num, seed)
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
+    return in_batches(
+        lambda some: _sample(pixelcnn, uniforms[some], levels[some], temperature), np.arange(num), progress
+    )
 
 
-def _sample(pixelcnn, uniforms, temperature):
+def spread_levels(pixelcnn, num):
+    """Slice levels (num,) int32 spread evenly over those that a prior knows; zeros where it knows none."""
+    return ((np.arange(num) + 0.5) * (pixelcnn.levels or 0) / num).astype(np.int32)
+
+
+def _uniforms(pixelcnn, num, seed):
+    return np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+
+
+def _sample(pixelcnn, uniforms, levels, temperature):
     """Codes for uniform numbers (N, h, w) in [0, 1), computing at each step the new position's activations alone.
 
-    What an activation adds to the masked convolutions of later positions is added there once it is known
-    (Ramachandran et al. 2017, Fast Generation for Convolutional Autoregressive Models, arXiv 1704.06001). In NumPy:
-    at one position of a few grids, calling TensorFlow would cost more than the arithmetic.
+    What an activation adds to those of later positions is kept (Ramachandran et al. 2017, Fast Generation for
+    Convolutional Autoregressive Models, arXiv 1704.06001). In NumPy: at one position of a few grids, calling TensorFlow
+    would cost more than the arithmetic.
     """
-    grid = uniforms.shape
-    codes = np.empty(grid, np.int32)
-    first = _Ahead(pixelcnn.first, grid)
-    blocks = [
-        (block.reduce.get_weights(), _Ahead(block.masked, grid), block.expand.get_weights())
-        for block in pixelcnn.blocks
-    ]
-    masked = [layer.get_weights() for layer in pixelcnn.masked]
-    head = pixelcnn.head.get_weights()
-    for row, column in np.ndindex(grid[1:]):
-        x = _relu(first.at(row, column))
-        for reduce, ahead, expand in blocks:
+    codes = np.empty(uniforms.shape, np.int32)
+    cache = (_GatedCache if isinstance(pixelcnn, GatedPixelCNN) else _PlainCache)(pixelcnn, uniforms.shape, levels)
+    for row, column in np.ndindex(pixelcnn.grid):
+        logits = cache.logits(row, column)
+        codes[:, row, column] = _invert(logits, temperature, uniforms[:, row, column])
+        cache.add(codes[:, row, column], row, column)
+    return codes
+
+
+class _PlainCache:
+    """What a PixelCNN remembers of the codes of N grids (N, h, w) so far."""
+
+    def __init__(self, pixelcnn, grid, levels):
+        self.first = _Ahead(pixelcnn.first, grid)
+        self.blocks = [
+            (block.reduce.get_weights(), _Ahead(block.masked, grid), block.expand.get_weights())
+            for block in pixelcnn.blocks
+        ]
+        self.masked = [layer.get_weights() for layer in pixelcnn.masked]
+        self.head = pixelcnn.head.get_weights()
+
+    def logits(self, row, column):
+        x = _relu(self.first.at(row, column))
+        for reduce, ahead, expand in self.blocks:
             ahead.add(_relu(_dense(x, reduce)) @ ahead.kernels, row, column)
             x = x + _relu(_dense(_relu(ahead.at(row, column)), expand))
-        for layer in masked:
+        for layer in self.masked:
             x = _relu(_dense(x, layer))
-        codes[:, row, column] = _invert(_dense(x, head), temperature, uniforms[:, row, column])
-        first.add(first.kernels[:, codes[:, row, column]], row, column)  # a one-hot input picks rows of the kernel
-    return codes
+        return _dense(x, self.head)
+
+    def add(self, codes, row, column):
+        self.first.add(self.first.kernels[:, codes], row, column)  # a one-hot input picks rows of the kernel
+
+
+class _GatedCache:
+    """What a GatedPixelCNN remembers of the codes of N grids (N, h, w) so far."""
+
+    def __init__(self, pixelcnn, grid, levels):
+        self.grid = grid
+        self.embedding, self.wide, self.head = (
+            pixelcnn.embedding.get_weights()[0],
+            pixelcnn.wide.get_weights(),
+            pixelcnn.head.get_weights(),
+        )
+        level = pixelcnn.level.get_weights()[0][levels]
+        places = pixelcnn.place.get_weights()[0].reshape(*grid[1:], -1)
+        self.layers = [_GatedLayerCache(layer, grid, level, places) for layer in pixelcnn.gated]
+
+    def logits(self, row, column):
+        x = None
+        for layer in self.layers:
+            x = layer.across(x, row, column)
+        return _dense(_relu(_dense(_relu(x), self.wide)), self.head)
+
+    def add(self, codes, row, column):
+        x = self.embedding[codes]
+        first = self.layers[0]
+        first.left[:, column + first.margin] = x
+        first.above[:, row + first.margin, column + first.margin] = x
+        if column == self.grid[2] - 1:  # the row is whole, so the vertical stack can see it
+            for layer, below in zip(self.layers, [*self.layers[1:], None]):
+                result = layer.down(row)
+                if below:
+                    below.above[:, row + below.margin, below.margin : below.margin + self.grid[2]] = result
+
+
+class _GatedLayerCache:
+    """The inputs of a GatedLayer so far: of the rows `above` (N, rows, columns, C), and of this row the `left`."""
+
+    def __init__(self, layer, grid, level, places):
+        number, height, width = grid
+        self.first, self.margin = layer.first, layer.margin
+        self.vertical, self.horizontal, self.link, self.output = (
+            part.get_weights() for part in (layer.vertical, layer.horizontal, layer.link, layer.output_)
+        )
+        condition = layer.condition.get_weights()[0][0, 0]
+        self.level, self.places = np.split(level @ condition, 2, axis=-1), np.split(places @ condition, 2, axis=-1)
+        inputs = len(condition)
+        self.above = np.zeros((number, height + self.margin, width + 2 * self.margin, inputs), np.float32)
+        self.left = np.zeros((number, width + self.margin, inputs), np.float32)
+        self.linked = np.broadcast_to(self.link[1], (number, width, len(self.link[1])))  # of the row above
+
+    def across(self, x, row, column):
+        """Output (N, C) of the horizontal stack at a position, from that of the layer before."""
+        if not self.first:
+            self.left[:, column + self.margin] = x
+        kernel, bias = self.horizontal
+        seen = self.left[:, column : column + kernel.shape[1]]
+        total = seen.reshape(len(seen), -1) @ kernel.reshape(-1, kernel.shape[-1]) + bias
+        total += self.linked[:, column] + self.level[1] + self.places[1][row, column]
+        update = _dense(_gate_numpy(total), self.output)
+        return update if self.first else x + update
+
+    def down(self, row):
+        """Output (N, w, C) of the vertical stack for a whole row."""
+        kernel, bias = self.vertical
+        rows = self.above[:, row : row + kernel.shape[0]]
+        width = rows.shape[2] - 2 * self.margin
+        total = np.broadcast_to(bias, (len(rows), width, len(bias))).copy()
+        for column in range(kernel.shape[1]):
+            seen = np.moveaxis(rows[:, :, column : column + width], 1, 2).reshape(len(rows), width, -1)
+            total += seen @ kernel[:, column].reshape(-1, kernel.shape[-1])
+        self.linked = _dense(total, self.link)
+        return _gate_numpy(total + self.level[0][:, None] + self.places[0][row])
+
+
+def _gate_numpy(x):
+    signal, gate = np.split(x, 2, axis=-1)
+    return np.tanh(signal) / (1 + np.exp(-np.maximum(gate, -80)))
 
 
 def _dense(x, weights):
@@ -446,12 +784,13 @@ def _invert(logits, temperature, uniforms):
     return np.sum(cumulative[:, :-1] <= uniforms[:, None] * cumulative[:, -1:], axis=-1)
 
 
-def sample_plain(pixelcnn, num, seed, temperature=1.0):
+def sample_plain(pixelcnn, num, seed, temperature=1.0, levels=None):
     """What `sample` must equal: one whole forward pass per code, its distribution from TensorFlow Probability."""
-    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+    uniforms = _uniforms(pixelcnn, num, seed)
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
     codes = np.zeros(uniforms.shape, np.int32)
     for row, column in np.ndindex(pixelcnn.grid):
-        prior = categorical(pixelcnn(codes)[:, row, column], temperature)
+        prior = categorical(pixelcnn(codes, levels)[:, row, column], temperature)
         cumulative = np.cumsum(prior.probs_parameter(), axis=-1)[:, :-1]
         codes[:, row, column] = np.sum(cumulative <= uniforms[:, row, column, None], axis=-1)
     return codes
@@ -470,9 +809,12 @@ def ssim(images, others):
     return in_batches(lambda pair: _ssim(tf.constant(pair[..., :1]), tf.constant(pair[..., 1:])), both)
 
 
-@tf.function(reduce_retracing=True)
-def _ssim(images, others):
+def ssim_tensor(images, others):
+    """What `ssim` returns, as a tensor that has gradients."""
     return tf.image.ssim(_to_unit(images), _to_unit(others), max_val=1.0)
+
+
+_ssim = tf.function(ssim_tensor, reduce_retracing=True)
 
 
 def _to_unit(images):
@@ -504,7 +846,7 @@ def load_config(folder):
         raise UserError(f"{folder}: no trained weights here (no {CONFIG}); name another --models, or run train.py")
     try:
         config = json.loads(path.read_text())
-        config["vqvae"]["network"], config["pixelcnn"]["network"]
+        config["vqvae"]["network"], config["pixelcnn"]["network"], config["data"]["held_out_cases"]
         return config
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a set of weights; restore it or run train.py") from error
@@ -526,7 +868,7 @@ def load_models(folder):
         raise UserError(f"{folder}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
     current = _current(folder)
     vqvae = _load(VQVAE, current / VQVAE_WEIGHTS, config["vqvae"])
-    return vqvae, _load(PixelCNN, current / PIXELCNN_WEIGHTS, config["pixelcnn"])
+    return vqvae, _load(build_prior, current / PIXELCNN_WEIGHTS, config["pixelcnn"])
 
 
 def load_mean_image(folder):
@@ -537,11 +879,11 @@ def load_mean_image(folder):
     return load_image(path)
 
 
-def _load(network, path, config):
+def _load(build, path, config):
     if not path.is_file():
         raise UserError(f"{path}: missing; restore it or run train.py")
     try:
-        model = network(**config["network"])
+        model = build(**config["network"])
         model.load_weights(path)
     except OSError as error:
         raise UserError(f"{path}: truncated or no weights file; restore it or run train.py") from error

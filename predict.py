@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from dataset import UserError, positive
+from dataset import UsageError, UserError, positive
 
 SHOWN = 64  # results in a figure at most; the files have all
 PANEL, GAP = 128, 8  # pixels of a panel and between panels
@@ -54,15 +54,32 @@ def parse_arguments():
         help="below 1 the likely becomes likelier, above 1 the rare (default: %(default)s)",
     )
 
+    generate.add_argument(
+        "--level",
+        nargs="+",
+        type=level,
+        metavar="K",
+        help="slice levels, 0 the lowest, through which the slices cycle; for models that know levels, as the sharp "
+        "ones do (default: spread evenly over all)",
+    )
+
     for command in (reconstruct, generate):
         command.add_argument(
             "--seed", type=dataset.seed, metavar="N", help="of what is random (default: a fresh one, printed)"
         )
         dataset.add_model_arguments(command)
     args = parser.parse_args()
+    args.models = dataset.choose_models(args)
     if args.command == "reconstruct" and bool(args.paths) == bool(args.random):
         reconstruct.error("name image files, or --random: one of the two")
     return args
+
+
+def level(text):
+    """Argument type: a whole number of at least 0."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def reconstruct(args):
@@ -107,9 +124,10 @@ def generate(args):
     import modules
 
     vqvae, pixelcnn = modules.load_models(args.models)
+    levels = choose_levels(args, pixelcnn)
     quiet = None if args.num > 10 * SHOWN else True  # None: a bar where there is a terminal
     progress = functools.partial(tqdm, unit="batch", disable=quiet, leave=False)
-    codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature, progress)
+    codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature, levels, progress)
     with dataset.written(args.out / "codes.npy") as part:
         np.save(part, codes)
     for first in progress(range(0, args.num, SHOWN)):  # some at a time, so that their number is no matter of memory
@@ -119,6 +137,19 @@ def generate(args):
     print(args.out / "codes.npy")
     shown = codes[:SHOWN]
     return {"codes": code_pictures(shown, vqvae.config["num_embeddings"]), "decoded": grey(vqvae.decode(shown))}
+
+
+def choose_levels(args, pixelcnn):
+    """Levels (args.num,) of the slices to generate, or None where they were left out."""
+    if args.level is None:
+        return None
+    if pixelcnn.levels is None:
+        raise UsageError(f"--level: the models in {args.models} know no levels; leave it out, or try --preset sharp")
+    if max(args.level) >= pixelcnn.levels:
+        raise UsageError(
+            f"--level {max(args.level)}: the models in {args.models} know the levels 0 to {pixelcnn.levels - 1}"
+        )
+    return np.resize(args.level, args.num)
 
 
 def choose_seed(args):
@@ -171,7 +202,7 @@ def main():
     dataset.make_folder(args.out)
     panels = {"reconstruct": reconstruct, "generate": generate}[args.command](args)
     plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(draw(plt, panels), args.out / dataset.PREDICTIONS[args.command])
+    dataset.save_figure(draw(plt, panels), args.out / dataset.FIGURES[args.command])
     dataset.show_figures(plt)
 
 

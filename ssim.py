@@ -24,7 +24,9 @@ def parse_arguments():
     parser.add_argument("--split", choices=dataset.SPLITS, default="test", help="the split (default: %(default)s)")
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.models = dataset.choose_models(args)
+    return args
 
 
 def compare(images, answers):
@@ -100,7 +102,7 @@ def main():
         part.write_text(json.dumps(about | figures, indent=1) + "\n")
     print(args.out / "ssim.csv", args.out / "ssim.json", sep="\n")
     plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(plot(plt, ssim, args.split), args.out / "ssim_plot.png")
+    dataset.save_figure(plot(plt, ssim, args.split), args.out / dataset.FIGURES["ssim"])
     dataset.show_figures(plt)
 
 

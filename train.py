@@ -28,10 +28,59 @@ import numpy as np
 import dataset
 from dataset import UserError, note, positive, written
 
-NETWORK = {"size": dataset.SIZE, "filters": (32, 32, 64, 64), "bottleneck": 128, "commitment_cost": 0.25}
-PIXELCNN_FILTERS = 128
-VQVAE_LEARNING_RATE = 1e-3
-PIXELCNN_LEARNING_RATE = 3e-4
+COMMITMENT_COST = 0.25
+# The networks, how they are trained, and the defaults of the flags. Augmented: by mirror images, with a learning rate
+# that falls along a cosine, and the held-out cases in no stage; else these are held out from the PixelCNN alone.
+PRESETS = {
+    "faithful": {
+        "vqvae": {"filters": (32, 32, 64, 64), "bottleneck": 128},
+        "augmented": False,
+        "ssim_weight": 0.0,
+        "vqvae_learning_rate": 1e-3,
+        "pixelcnn": {"filters": 128},
+        "pixelcnn_learning_rate": 3e-4,
+        "flags": {
+            "latent_dim": 16,
+            "embeddings": 128,
+            "vqvae_epochs": 30,
+            "vqvae_batch_size": 128,
+            "residual_blocks": 2,
+            "masked_layers": 2,
+            "pixelcnn_epochs": 30,
+            "pixelcnn_batch_size": 128,
+        },
+    },
+    "sharp": {
+        "vqvae": {
+            "filters": (48, 96, 128),
+            "bottleneck": 128,
+            "decoder_filters": (96, 48, 24),
+            "residual_blocks": 3,
+            "codebook_decay": 0.99,
+        },
+        "augmented": True,
+        "ssim_weight": 0.5,
+        "vqvae_learning_rate": 1e-3,
+        "adversary": {"filters": (32, 64, 128)},
+        "decoder_learning_rate": 3e-4,
+        "adversary_learning_rate": 1e-3,
+        "decoder_ssim_weight": 0.3,
+        "adversarial_weight": 0.2,
+        "feature_weight": 1.0,
+        "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
+        "pixelcnn_learning_rate": 1.5e-3,
+        "flags": {
+            "latent_dim": 32,
+            "embeddings": 1024,
+            "vqvae_epochs": 12,
+            "vqvae_batch_size": 32,
+            "decoder_epochs": 10,
+            "decoder_batch_size": 32,
+            "pixelcnn_epochs": 30,
+            "pixelcnn_batch_size": 32,
+        },
+    },
+}
 
 
 def parse_arguments():
@@ -39,19 +88,36 @@ def parse_arguments():
         description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes."
     )
 
-    def add(flag, default, meaning, kind=positive):
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
+    def add(flag, meaning):
+        name = flag.strip("-").replace("-", "_")
+        defaults = {preset: content["flags"].get(name, "none") for preset, content in PRESETS.items()}
+        default = " ".join(map(str, dict.fromkeys(defaults.values())))
+        parser.add_argument(flag, type=positive, metavar="N", help=f"{meaning} (default: {default})")
 
-    add("--latent-dim", 16, "numbers in a codebook vector")
-    add("--embeddings", 128, "vectors in the codebook")
-    add("--vqvae-epochs", 30, "epochs of the VQ-VAE")
-    add("--vqvae-batch-size", 128, "slices in a training step of the VQ-VAE")
-    add("--residual-blocks", 2, "residual blocks of the PixelCNN")
-    add("--masked-layers", 2, "masked 1x1 layers that follow them in the PixelCNN")
-    add("--pixelcnn-epochs", 30, "epochs of the PixelCNN")
-    add("--pixelcnn-batch-size", 128, "grids in a training step of the PixelCNN")
-    add("--validation-share", 0.1, "share of the cases held out to validate the PixelCNN", share)
-    add("--seed", 0, "of the initial weights, the shuffling and the choice of held-out cases", dataset.seed)
+    add("--latent-dim", "numbers in a codebook vector")
+    add("--embeddings", "vectors in the codebook")
+    add("--vqvae-epochs", "epochs of the VQ-VAE")
+    add("--vqvae-batch-size", "slices in a training step of the VQ-VAE")
+    add("--decoder-epochs", "epochs of the decoder against its discriminator")
+    add("--decoder-batch-size", "slices in a training step of the decoder")
+    add("--residual-blocks", "residual blocks of the PixelCNN")
+    add("--masked-layers", "masked 1x1 layers that follow them in the PixelCNN")
+    add("--pixelcnn-epochs", "epochs of the PixelCNN")
+    add("--pixelcnn-batch-size", "grids in a training step of the PixelCNN")
+    parser.add_argument(
+        "--validation-share",
+        type=share,
+        default=0.1,
+        metavar="N",
+        help="share of the cases held out to validate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=dataset.seed,
+        default=0,
+        metavar="N",
+        help="of the initial weights, the shuffling and the choice of held-out cases (default: %(default)s)",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted training after its last finished epoch"
     )
@@ -69,7 +135,12 @@ def parse_arguments():
     )
     dataset.add_data_arguments(parser)
     dataset.add_model_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.models = dataset.choose_models(args)
+    for name, default in PRESETS[args.preset]["flags"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
 
 
 def share(text):
@@ -145,14 +216,15 @@ class Training:
     for each finished epoch. Where a figure `monitor` is named, `best` has the weights of the epoch where it was lowest.
     """
 
-    def __init__(self, name, model, learning_rate, settings, path, monitor=None):
+    def __init__(self, name, model, learning_rate, settings, path, monitor=None, steps=None, adam=None):
         import keras
 
         self.name, self.model, self.settings, self.path, self.monitor = name, model, settings, path, monitor
-        self.learning_rate = learning_rate
-        self.optimizer = keras.optimizers.Adam(learning_rate)
+        self.learning_rate = learning_rate  # that of the first step, if it falls along a cosine over `steps`
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps) if steps else learning_rate
+        self.optimizer = keras.optimizers.Adam(schedule, **adam or {})
         self.optimizer.build(model.trainable_variables)
-        self.history, self.best = [], []
+        self.history, self.best, self.others = [], [], []
 
     @property
     def best_epoch(self):
@@ -173,7 +245,7 @@ class Training:
         self._save()
 
     def _variables(self):
-        return [*self.model.variables, *self.optimizer.variables]
+        return [*self.model.variables, *self.optimizer.variables, *self.others]
 
     def _save(self):
         state = json.dumps({"settings": self.settings, "history": self.history})
@@ -231,16 +303,21 @@ def shuffled(count, batch_size, seed):
     return [order[i : i + batch_size] for i in range(0, count, batch_size)]
 
 
-def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
+def mirrored(images, rng):
+    """Images (N, H, W, 1), each with its left and right exchanged (the vertical axis here) with a chance of a half."""
+    turned = rng.random(len(images)) < 0.5
+    return [np.where(turned[:, None, None, None], images[:, ::-1], images)]
+
+
+def fit(training, step, summarise, arrays, epochs, batch_size, seed, augment=None):
     """Train until `epochs` epochs are finished.
 
-    `loss(model, *batch)`, called on a batch of each of `arrays`, returns the loss and figures to report: means over
-    the batch, or sums where the name ends in "counts". `summarise` turns their means (sums) over an epoch into the
-    epoch's figures and a line to print.
+    `step`, called on a batch of each of `arrays`, takes a training step and returns figures to report: means over the
+    batch, or sums where the name ends in "counts". `summarise` turns their means (sums) over an epoch into the
+    epoch's figures and a line to print. `augment(*batch, rng)` returns what the loss is called on.
     """
     import keras
 
-    step = make_step(training, loss, arrays)
     count = len(arrays[0])
     for epoch in range(len(training.history), epochs):
         print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
@@ -249,7 +326,10 @@ def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
         progress = keras.utils.Progbar(len(batches), verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"])
         totals = {}
         for number, batch in enumerate(batches, start=1):
-            for name, value in step(*[array[batch] for array in arrays]).items():
+            content = [array[batch] for array in arrays]
+            if augment:
+                content = augment(*content, np.random.default_rng((seed, epoch, number)))
+            for name, value in step(*content).items():
                 weight = 1 if name.endswith("counts") else len(batch) / count
                 totals[name] = totals.get(name, 0) + weight * np.asarray(value, np.float64)
             progress.update(number, [("loss", totals["loss"] * count / min(count, number * batch_size))])
@@ -261,14 +341,18 @@ def fit(training, loss, summarise, arrays, epochs, batch_size, seed):
 # --- the two models ---------------------------------------------------------------------------------------------------
 
 
-def vqvae_loss(variance):
+def vqvae_loss(variance, ssim_weight=0.0):
     """The loss of a VQVAE, and its figures, on images (N, size, size, 1) from data of that variance."""
     from keras import ops
+
+    import modules
 
     def loss(model, images):
         reconstructions, codes, quantizer_loss = model(images, training=True)
         reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
         total = reconstruction_loss + quantizer_loss
+        if ssim_weight:
+            total += ssim_weight * (1 - ops.mean(modules.ssim_tensor(images, reconstructions)))
         return total, {
             "loss": total,
             "reconstruction_loss": reconstruction_loss,
@@ -279,20 +363,36 @@ def vqvae_loss(variance):
     return loss
 
 
-def train_vqvae(images, variance, settings, args, path):
-    """Train a VQVAE on images (N, 128, 128, 1) of that variance; returns its Training."""
+def train_vqvae(images, held_out, variance, settings, args, path):
+    """Train a VQVAE on images (N, 128, 128, 1) of that variance; returns its Training.
+
+    Where the preset is augmented, the `held_out` (N,) bool are kept from it, and their SSIM is reported.
+    """
     import keras
 
     import modules
 
+    preset = PRESETS[args.preset]
     keras.utils.set_random_seed(args.seed)
-    model = modules.VQVAE(**NETWORK, latent_dim=args.latent_dim, num_embeddings=args.embeddings)
+    model = modules.VQVAE(
+        size=dataset.SIZE,
+        commitment_cost=COMMITMENT_COST,
+        latent_dim=args.latent_dim,
+        num_embeddings=args.embeddings,
+        **preset["vqvae"],
+    )
     settings = settings | {
         "latent_dim": args.latent_dim,
         "embeddings": args.embeddings,
         "batch_size": args.vqvae_batch_size,
     }
-    training = Training("VQ-VAE", model, VQVAE_LEARNING_RATE, settings, path)
+    unseen = images[held_out] if preset["augmented"] else None
+    images = images[~held_out] if preset["augmented"] else images
+    steps = None
+    if preset["augmented"]:
+        settings["epochs"] = args.vqvae_epochs
+        steps = args.vqvae_epochs * -(-len(images) // args.vqvae_batch_size)
+    training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
 
     def summarise(totals):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
@@ -301,63 +401,182 @@ def train_vqvae(images, variance, settings, args, path):
             f"  loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
             f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}"
         )
-        return figures | {"codes_in_use": in_use, "perplexity": perplexity}, line
+        figures |= {"codes_in_use": in_use, "perplexity": perplexity}
+        if unseen is not None:
+            figures["validation_ssim"] = float(modules.ssim(unseen, model.decode(model.encode(unseen))).mean())
+            line += f"; validation: SSIM {figures['validation_ssim']:.3f}"
+        return figures, line
 
     if args.resume:
         training.restore()
-    fit(training, vqvae_loss(variance), summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed)
+    step = make_step(training, vqvae_loss(variance, preset["ssim_weight"]), [images])
+    augment = mirrored if preset["augmented"] else None
+    fit(training, step, summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed, augment)
     return training
 
 
-def pixelcnn_loss(model, codes):
-    """The loss of a PixelCNN, in nats a code, and its figures, on codes (N, h, w)."""
+def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance):
+    """A compiled step of the decoder, and of the discriminator by its own optimizer, on slices and their codes.
+
+    The decoder is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
+    matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; as in Esser et al. 2021, VQGAN, arXiv
+    2012.09841. Encoder and codebook are fixed.
+    """
+    import tensorflow as tf
     from keras import ops
 
     import modules
 
-    logits = model(codes, training=True)
+    decoder = training.model
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, *decoder.output_shape[1:]), "float32"),
+            tf.TensorSpec((None, *decoder.input_shape[1:-1]), "int32"),
+        ]
+    )
+    def step(images, codes):
+        with tf.GradientTape() as tape, tf.GradientTape() as adversary_tape:
+            decoded = ops.maximum(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5)  # so that black is exactly black
+            of_real, of_stopped = discriminator(images), discriminator(ops.stop_gradient(decoded))
+            hinge = sum(
+                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + stopped[-1]))
+                for real, stopped in zip(of_real, of_stopped)
+            ) / len(of_real)
+            of_decoded = discriminator(decoded)
+            adversarial = -sum(ops.mean(scale[-1]) for scale in of_decoded) / len(of_decoded)
+            feature = sum(
+                ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - mine, "float32")))
+                for reals, mines in zip(of_real, of_decoded)
+                for real, mine in zip(reals[:-1], mines[:-1])
+            ) / sum(len(scale) - 1 for scale in of_decoded)
+            reconstruction = ops.mean((images - decoded) ** 2) / variance
+            likeness = ops.mean(modules.ssim_tensor(images, decoded))
+            loss = (
+                reconstruction
+                + preset["decoder_ssim_weight"] * (1 - likeness)
+                + preset["adversarial_weight"] * adversarial
+                + preset["feature_weight"] * feature
+            )
+        optimizer.apply(
+            adversary_tape.gradient(hinge, discriminator.trainable_variables), discriminator.trainable_variables
+        )
+        training.optimizer.apply(tape.gradient(loss, decoder.trainable_variables), decoder.trainable_variables)
+        return {
+            "loss": loss,
+            "reconstruction_loss": reconstruction,
+            "ssim": likeness,
+            "adversarial_loss": adversarial,
+            "feature_loss": feature,
+            "discriminator_loss": hinge,
+        }
+
+    return step
+
+
+def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, settings, args, path):
+    """Train the decoder of a VQVAE on against a discriminator, on images and codes that are not held out.
+
+    `mirrored_codes` (N, h, w) are those of the mirror images. Returns its Training.
+    """
+    import keras
+
+    import modules
+
+    preset = PRESETS[args.preset]
+    keras.utils.set_random_seed(args.seed)
+    settings = settings | {"batch_size": args.decoder_batch_size, "epochs": args.decoder_epochs}
+    steps = args.decoder_epochs * -(-int(np.sum(~held_out)) // args.decoder_batch_size)
+    adam = {"beta_1": 0.5}
+    training = Training(
+        "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, adam=adam
+    )
+    discriminator = modules.Discriminator(**preset["adversary"])
+    schedule = keras.optimizers.schedules.CosineDecay(preset["adversary_learning_rate"], steps)
+    optimizer = keras.optimizers.Adam(schedule, **adam)
+    optimizer.build(discriminator.trainable_variables)
+    training.others = [*discriminator.variables, *optimizer.variables]
+    if args.resume:
+        training.restore()
+
+    def augment(images, codes, mirrored_codes, rng):
+        turned = rng.random(len(images)) < 0.5
+        images = np.where(turned[:, None, None, None], images[:, ::-1], images)
+        return [images, np.where(turned[:, None, None], mirrored_codes, codes)]
+
+    def summarise(totals):
+        figures = {name: float(value) for name, value in totals.items()}
+        decoded = vqvae.decode(codes[held_out])
+        figures["validation_ssim"] = float(modules.ssim(images[held_out], decoded).mean())
+        figures["sharpness"] = float(sharpness(decoded) / sharpness(images[held_out]))
+        line = (
+            f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); "
+            f"validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
+        )
+        return figures, line
+
+    step = make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance)
+    arrays = [images[~held_out], codes[~held_out], mirrored_codes[~held_out]]
+    fit(training, step, summarise, arrays, args.decoder_epochs, args.decoder_batch_size, args.seed, augment)
+    return training
+
+
+def sharpness(images):
+    """Mean absolute difference of neighbouring pixels of images (N, H, W, 1)."""
+    return np.abs(np.diff(images, axis=1)).mean() + np.abs(np.diff(images, axis=2)).mean()
+
+
+def pixelcnn_loss(model, codes, levels, training=True):
+    """The loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
+    from keras import ops
+
+    import modules
+
+    logits = model(codes, levels, training=training)
     loss = ops.mean(modules.cross_entropy(codes, logits))
     accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
     return loss, {"loss": loss, "accuracy": accuracy}
 
 
-def train_pixelcnn(codes, held_out, settings, args, path):
-    """Train a PixelCNN on codes (N, h, w) but for the `held_out` (N,) bool, which validate; returns its Training."""
+def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path):
+    """Train a prior on codes (N, h, w) but for the `held_out` (N,) bool, which validate; returns its Training.
+
+    `mirrored_codes` (N, h, w) are those of the mirror images, or None where the preset is not augmented; `levels` (N,)
+    those of the slices in their heads.
+    """
     import keras
     import tensorflow as tf
 
     import modules
 
+    preset = PRESETS[args.preset]
     keras.utils.set_random_seed(args.seed)
-    model = modules.PixelCNN(
-        grid=codes.shape[1:],
-        num_embeddings=args.embeddings,
-        filters=PIXELCNN_FILTERS,
-        residual_blocks=args.residual_blocks,
-        masked_layers=args.masked_layers,
+    network = {"grid": codes.shape[1:], "num_embeddings": args.embeddings, **preset["pixelcnn"]}
+    settings = settings | {"batch_size": args.pixelcnn_batch_size, "validation_share": args.validation_share}
+    steps = None
+    if preset["augmented"]:
+        network["levels"] = int(levels.max()) + 1
+        settings["epochs"] = args.pixelcnn_epochs
+        steps = args.pixelcnn_epochs * -(-int(np.sum(~held_out)) // args.pixelcnn_batch_size)
+    else:
+        plain = {"residual_blocks": args.residual_blocks, "masked_layers": args.masked_layers}
+        network, settings = network | plain, settings | plain
+    model = modules.build_prior(**network)
+    training = Training(
+        "PixelCNN", model, preset["pixelcnn_learning_rate"], settings, path, monitor="validation_loss", steps=steps
     )
-    settings = settings | {
-        "residual_blocks": args.residual_blocks,
-        "masked_layers": args.masked_layers,
-        "batch_size": args.pixelcnn_batch_size,
-        "validation_share": args.validation_share,
-    }
-    training = Training("PixelCNN", model, PIXELCNN_LEARNING_RATE, settings, path, monitor="validation_loss")
-
-    training_codes, validation_codes = codes[~held_out], codes[held_out]
-    evaluate = tf.function(
-        lambda batch: pixelcnn_loss(model, batch)[1],
-        input_signature=[tf.TensorSpec((None, *codes.shape[1:]), codes.dtype)],
-    )
+    signature = [tf.TensorSpec((None, *codes.shape[1:]), "int32"), tf.TensorSpec((None,), "int32")]
+    evaluate = tf.function(lambda *batch: pixelcnn_loss(model, *batch, training=False)[1], input_signature=signature)
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
         for name in figures.copy():
             figures[f"validation_{name}"] = 0.0
-        for i in range(0, len(validation_codes), modules.BATCH):
-            batch = validation_codes[i : i + modules.BATCH]
-            for name, value in evaluate(batch).items():
-                figures[f"validation_{name}"] += float(value) * len(batch) / len(validation_codes)
+        unseen = np.flatnonzero(held_out)
+        for i in range(0, len(unseen), modules.BATCH):
+            some = unseen[i : i + modules.BATCH]
+            for name, value in evaluate(codes[some], levels[some]).items():
+                figures[f"validation_{name}"] += float(value) * len(some) / len(unseen)
         line = "  " + "; ".join(
             f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
             f"accuracy {figures[prefix + 'accuracy']:.3f}"
@@ -365,9 +584,26 @@ def train_pixelcnn(codes, held_out, settings, args, path):
         )
         return figures, f"{line}; a uniform guess: {math.log2(args.embeddings):g} bits"
 
+    def augment(codes, mirrored_codes, levels, rng):
+        turned = rng.random(len(codes)) < 0.5
+        return [np.where(turned[:, None, None], mirrored_codes, codes), levels]
+
     if args.resume:
         training.restore()
-    fit(training, pixelcnn_loss, summarise, [training_codes], args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
+    arrays = [codes[~held_out], levels[~held_out]]
+    step = make_step(training, pixelcnn_loss, arrays)
+    if preset["augmented"]:
+        arrays.insert(1, mirrored_codes[~held_out])
+    fit(
+        training,
+        step,
+        summarise,
+        arrays,
+        args.pixelcnn_epochs,
+        args.pixelcnn_batch_size,
+        args.seed,
+        augment if preset["augmented"] else None,
+    )
     training.keep_best()
     return training
 
@@ -421,7 +657,9 @@ def train(args):
 
     checkpoints = modules.checkpoint_folder(args.models)
     dataset.make_folder(checkpoints)
-    vqvae_path, pixelcnn_path = checkpoints / "vqvae.npz", checkpoints / "pixelcnn.npz"
+    vqvae_path, decoder_path, pixelcnn_path = (
+        checkpoints / f"{stage}.npz" for stage in ("vqvae", "decoder", "pixelcnn")
+    )
     if args.resume and not vqvae_path.exists():
         note("no interrupted training to continue; starting afresh")
     elif vqvae_path.exists() and not args.resume:
@@ -429,18 +667,27 @@ def train(args):
     precision = choose_precision(args.precision, args.deterministic, vqvae_path if args.resume else None)
     modules.keras.config.set_dtype_policy(precision)
     print(f"precision: {precision}")
-    settings = {"digest": digest, "seed": args.seed, "precision": precision}
-    vqvae = train_vqvae(images, variance, settings, args, vqvae_path)
-    codes = vqvae.model.encode(images)
-    settings["vqvae"] = hashlib.sha256(b"".join(weight.tobytes() for weight in vqvae.model.get_weights())).hexdigest()
-    if args.resume and pixelcnn_path.exists():
-        if load_checkpoint(pixelcnn_path)[0]["settings"]["vqvae"] != settings["vqvae"]:
-            note("the PixelCNN's checkpoint is for the codes of another VQ-VAE; starting it afresh")
-            pixelcnn_path.unlink()
-    pixelcnn = train_pixelcnn(codes, np.isin(cases, held_out), settings, args, pixelcnn_path)
+    settings = {"preset": args.preset, "digest": digest, "seed": args.seed, "precision": precision}
+    unseen = np.isin(cases, held_out)
+    vqvae = train_vqvae(images, unseen, variance, settings, args, vqvae_path)
+    model = vqvae.model
+    codes, mirrored_codes, decoder = model.encode(images), None, None
+    settings["codes"] = hashlib.sha256(codes.tobytes()).hexdigest()
+    for path in (decoder_path, pixelcnn_path):
+        if args.resume and path.exists() and load_checkpoint(path)[0]["settings"].get("codes") != settings["codes"]:
+            note(f"{path} is for the codes of another VQ-VAE; starting that afresh")
+            path.unlink()
+    if PRESETS[args.preset]["augmented"]:
+        mirrored_codes = model.encode(images[:, ::-1])
+        decoder = train_decoder(model, images, codes, mirrored_codes, unseen, variance, settings, args, decoder_path)
+    mean_image = images.mean(axis=0)
+    del images
+    levels = np.array([dataset.level_of(name) for name in names], np.int32)
+    pixelcnn = train_pixelcnn(codes, mirrored_codes, levels, unseen, settings, args, pixelcnn_path)
 
     config = {
-        "vqvae": {"network": vqvae.model.config, **describe(vqvae, args.vqvae_batch_size)},
+        "preset": args.preset,
+        "vqvae": {"network": model.config, **describe(vqvae, args.vqvae_batch_size)},
         "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)},
         "data": {
             "digest": digest,
@@ -448,13 +695,16 @@ def train(args):
             "slices": len(names),
             "variance": variance,
             "held_out_cases": held_out,
+            "held_out_from": ["vqvae", "decoder", "pixelcnn"] if decoder else ["pixelcnn"],
         },
         "seed": args.seed,
         "precision": precision,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }
-    modules.save_models(args.models, vqvae.model, pixelcnn.model, config, images.mean(axis=0))
+    if decoder:
+        config["decoder"] = describe(decoder, args.decoder_batch_size)
+    modules.save_models(args.models, model, pixelcnn.model, config, mean_image)
     shutil.rmtree(checkpoints)
     print(f"weights in {args.models}")
     return config
@@ -480,9 +730,9 @@ def main():
         note(f"\ninterrupted; `{command}` continues after the last epoch that was finished, if any")
         sys.exit(130)
     plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / "vqvae_training_plot.png")
+    dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / dataset.FIGURES["vqvae"])
     history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]
-    dataset.save_figure(plot_pixelcnn(plt, history, best_epoch), args.out / "pixelcnn_training_plot.png")
+    dataset.save_figure(plot_pixelcnn(plt, history, best_epoch), args.out / dataset.FIGURES["pixelcnn"])
     dataset.show_figures(plt)
 
 

@@ -29,7 +29,8 @@ import modules
 import train
 from modules import keras, layers, ops, tf
 
-NETWORK = {**train.NETWORK, "latent_dim": 16, "num_embeddings": 128}
+FAITHFUL = train.PRESETS["faithful"]
+NETWORK = {**FAITHFUL["vqvae"], "size": 128, "commitment_cost": 0.25, "latent_dim": 16, "num_embeddings": 128}
 PRIOR = {"grid": (8, 8), "num_embeddings": 128, "filters": 128, "residual_blocks": 2, "masked_layers": 2}
 BATCH = 128
 VARIANCE = 0.03445
@@ -214,7 +215,7 @@ def plain_load(paths):
 def our_vqvae_step(policy, images):
     keras.config.set_dtype_policy(policy)
     model = modules.VQVAE(**NETWORK)
-    training = train.Training("VQ-VAE", model, train.VQVAE_LEARNING_RATE, {}, None)
+    training = train.Training("VQ-VAE", model, FAITHFUL["vqvae_learning_rate"], {}, None)
     step = train.make_step(training, train.vqvae_loss(VARIANCE), [images])
     keras.config.set_dtype_policy("float32")
     return step, model
@@ -223,7 +224,7 @@ def our_vqvae_step(policy, images):
 def our_pixelcnn_step(policy, codes):
     keras.config.set_dtype_policy(policy)
     model = modules.PixelCNN(**PRIOR)
-    training = train.Training("PixelCNN", model, train.PIXELCNN_LEARNING_RATE, {}, None)
+    training = train.Training("PixelCNN", model, FAITHFUL["pixelcnn_learning_rate"], {}, None)
     step = train.make_step(training, train.pixelcnn_loss, [codes])
     keras.config.set_dtype_policy("float32")
     return step, model

@@ -1,6 +1,7 @@
 """Every figure of evaluate.py on sets where the answer is known, and the script as a user runs it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,13 +81,14 @@ def test_neighbourhoods_of_one_population_are_full_and_a_missing_mode_is_seen():
     own = np.arange(600).astype(str)
     real, whole = rng.normal(size=(2, 600, 4)) + both
     half = rng.normal(size=(600, 4)) + modes[0]
-    full = [values.mean() for values in evaluate.neighbourhoods(whole, own, real, own)]
-    assert full[0] > 0.9 and full[1] == pytest.approx(1, abs=0.1) and full[2] > 0.9 and full[3] > 0.9
-    precision, density, recall, coverage = evaluate.neighbourhoods(half, own, real, own)
-    assert precision.mean() > 0.9 and density.mean() == pytest.approx(1, abs=0.1)
-    assert recall[:300].mean() > 0.9 and not recall[300:].any()
-    assert coverage[:300].mean() > 0.9 and not coverage[300:].any()
-    assert evaluate.neighbourhoods(whole + 100, own, real, own)[0].mean() == 0
+    full = evaluate.neighbourhoods(whole, own, real, own)
+    assert full["density"].value == pytest.approx(1, abs=0.1)
+    for name in ("precision", "recall", "coverage"):
+        assert full[name].value > 0.9 and full[name].low < full[name].value < full[name].high
+    missing = evaluate.neighbourhoods(half, own, real, own)
+    assert missing["precision"].value > 0.9 and missing["density"].value == pytest.approx(1, abs=0.1)
+    assert 0.4 < missing["recall"].value <= 0.5 and 0.4 < missing["coverage"].value <= 0.5
+    assert evaluate.neighbourhoods(whole + 100, own, real, own)["precision"].value == 0
 
 
 def test_reach_is_measured_to_other_people():
@@ -95,9 +97,9 @@ def test_reach_is_measured_to_other_people():
     owners = np.repeat(np.arange(30), 10)
     near_repeats = np.repeat(centres[:30], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
     others = np.repeat(centres[30:], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
-    assert evaluate.neighbourhoods(near_repeats, owners, others, owners)[2].mean() > 0.6
+    assert evaluate.neighbourhoods(near_repeats, owners, others, owners)["recall"].value > 0.6
     alone = np.arange(300)  # were every slice a person, hardly any would be in reach of another person's
-    assert evaluate.neighbourhoods(near_repeats, alone, others, alone)[2].mean() < 0.1
+    assert evaluate.neighbourhoods(near_repeats, alone, others, alone)["recall"].value < 0.1
 
 
 def test_ssim_of_pairs_is_one_for_a_single_picture_and_never_pairs_a_person_with_itself(population):
@@ -106,7 +108,7 @@ def test_ssim_of_pairs_is_one_for_a_single_picture_and_never_pairs_a_person_with
     two = people([1, 5], slices=1)
     twice = two.take(np.repeat([0, 1], 20))
     expected = modules.ssim(evaluate.as_images(two.take([0])), evaluate.as_images(two.take([1])))[0]
-    assert evaluate.pair_ssim(twice, seed=0).value == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(evaluate.pair_ssim(twice, seed=0), expected, atol=1e-5)  # the interval too
 
 
 def test_classifier_cannot_tell_one_population_apart_but_a_blurred_one(halves):
@@ -148,8 +150,12 @@ def test_planted_copies_are_caught_and_nothing_else(halves):
         generated.levels[place] = np.clip(np.round(noisy), 0, 255)
     limit = evaluate.nearest(held_out, real)[0].max()
     assert np.flatnonzero(evaluate.nearest(generated, real)[0] > limit).tolist() == planted
-    figures, _ = evaluate.Judge(real, held_out, seed=0).figures(generated)
+    figures, _ = evaluate.Judge(real, held_out, 20, seed=0).memory(generated)
     assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.levels))
+    assert 3 / len(generated.levels) <= figures["nearer than 95 % of held-out"].value < 0.2
+    none, _ = evaluate.Judge(real, generated, 20, seed=0).memory(held_out)
+    assert none["nearer than any held-out"].value == none["nearer than any held-out"].low == 0
+    assert 0.05 < none["nearer than any held-out"].high < 0.15  # none of 40 people
 
 
 def test_repeated_grids_are_counted():
@@ -173,16 +179,17 @@ def test_prior_of_known_probabilities_costs_what_it_must():
     kernel, _ = pixelcnn.head.get_weights()
     pixelcnn.head.set_weights([np.zeros_like(kernel), np.log(probabilities)])
     training = np.random.default_rng(0).choice(4, (4000, 2, 2), p=probabilities).astype(np.int32)
-    grids = {"training": training, "test": np.zeros((6, 2, 2), np.int32)}
-    groups = {"training": np.arange(4000), "test": np.repeat([0, 1, 2], 2)}
-    results = evaluate.judge_prior(pixelcnn, grids, groups)
+    own = np.arange(4000)
+    test = evaluate.Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
+    sets = {"training": evaluate.Codes(training, own, np.zeros(4000, np.int32)), "test": test}
+    results = evaluate.judge_prior(pixelcnn, sets)
     assert results["training"]["bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["histogram, bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["perplexity"].value == pytest.approx(2**1.75, abs=0.1)
     assert results["test"]["bits a code"].value == pytest.approx(1)
     assert results["test"]["bits a slice"].value == pytest.approx(4)
     assert results["test"]["uniform, bits a code"].value == 2
-    assert results["test"]["share of codes in use"].value == 0.25
+    assert results["test"]["codes in use"].value == 1
 
 
 def test_interval_over_people_knows_that_slices_of_one_are_alike():
@@ -197,57 +204,67 @@ def test_interval_over_people_knows_that_slices_of_one_are_alike():
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
+def evaluation(program, *arguments):
+    """What evaluate.py writes to evaluation.json."""
+    program.run("evaluate.py", *arguments, "--no-show", "--out", "evaluated")
+    return json.loads((program.folder / "evaluated" / "evaluation.json").read_text())
+
+
 def test_models_are_measured_beside_real_slices(trained, program, miniature):
-    arguments = ("evaluate.py", "--data", miniature, "--no-show", "--samples", 20)
-    stdout, _ = program.run(*arguments, "--out", "first")
-    for row in (
-        "Frechet distance",
-        "sliced Wasserstein, 128 px",
-        "precision",
-        "coverage",
-        "classifier AUC",
-        "bits a code",
-    ):
-        assert row in stdout
-    results = json.loads((program.folder / "first" / "evaluation.json").read_text())
-    assert results["figures"].keys() == {"generated", "held out", "reconstructed"}
+    arguments = ("--data", miniature, "--samples", 20)
+    results = evaluation(program, *arguments)
+    assert results["sizes"] == {"reference": 48, "generated": 20, "held out": 16, "reconstructed": 16}
+    assert results["compared"] == 16
+    assert results["figures"].keys() == {"generated", "held out", "reconstructed", "training halves"}
     assert results["prior"].keys() == {"training", "validation", "test", "generated"}
-    assert results["samples"] == {"training": 48, "generated": 20, "held out": 16, "reconstructed": 16}
+    finest = {name: figures["sliced Wasserstein, 128 px"]["value"] for name, figures in results["figures"].items()}
+    assert min(finest["generated"], finest["reconstructed"]) > 3 * finest["held out"]  # after three epochs
     for name in ("nearest.png", "nearest_distances.png"):
-        with Image.open(program.folder / "first" / name) as image:
+        with Image.open(program.folder / "evaluated" / name) as image:
             assert np.asarray(image.convert("L")).std() > 5
-    program.run(*arguments, "--out", "second")
-    assert json.loads((program.folder / "second" / "evaluation.json").read_text()) == results
+    assert evaluation(program, *arguments) == results
 
 
-def test_tuning_leaves_the_test_split_unread(trained, program, miniature, tmp_path):
+def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(trained, program, miniature, tmp_path):
     top = tmp_path / miniature.name
     top.mkdir()
     (top / "keras_png_slices_train").symlink_to(miniature / "keras_png_slices_train")
-    line = program.fails("evaluate.py", "--data", top, "--tune", "--no-show", "--out", tmp_path / "out")
-    assert "held out slices are of 1 people" in line  # of 6 cases a tenth is one
+    models = tmp_path / "models"
+    shutil.copytree(trained, models)
+    config = json.loads((models / "config.json").read_text())
+    config["data"]["held_out_cases"] = ["case_002", "case_005"]
+    (models / "config.json").write_text(json.dumps(config))
+    results = evaluation(program, "--data", top, "--models", models, "--tune", "--samples", 20)
+    assert results["sizes"] == {"reference": 32, "generated": 20, "held out": 16, "reconstructed": 16}
+    assert results["prior"].keys() == {"training", "validation", "generated"}
     assert "keras_png_slices_test" in program.fails(
         "evaluate.py", "--data", top, "--no-show", "--out", tmp_path / "out"
     )
+    assert "too few" in program.fails("evaluate.py", "--data", top, "--tune", "--no-show", "--out", tmp_path / "out")
 
 
-def test_folders_of_images_are_measured(program, miniature, tmp_path):
+def test_folders_of_images_are_measured(program, tmp_path):
     real, fake = tmp_path / "real", tmp_path / "fake"
     real.mkdir(), fake.mkdir()
-    for case in range(30):
+    for case in range(60):
         for k in range(2):
             Image.fromarray(head(case, k)).save(real / f"case_{case:03}_slice_{k}.nii.png")
-    for number in range(12):
+    for number in range(15):
         Image.fromarray(head(100 + number, 1, size=128)).convert("RGB").save(fake / f"{number}.jpg", quality=95)
+    for number in range(5):  # copies of slices that may or may not be held out
+        Image.fromarray(head(number, 0)).save(fake / f"copy_{number}.png")
     Image.new("L", (900, 300)).save(fake / "generations.png")  # predict.py's figure is no sample
-    program.run("evaluate.py", "--real", real, "--fake", fake, "--no-show", "--out", tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert results["figures"].keys() == {"generated", "held out"} and results["prior"] == {}
-    assert results["samples"] == {"reference": 54, "generated": 12, "held out": 6}
+    (fake / "notes.pdf").write_bytes(b"no image either")
+    results = evaluation(program, "--real", real, "--fake", fake)
+    assert results["figures"].keys() == {"generated", "held out", "training halves"} and results["prior"] == {}
+    assert results["sizes"] == {"reference": 108, "generated": 20, "held out": 12} and results["compared"] == 12
+    assert 0.1 <= results["figures"]["generated"]["nearer than any held-out"]["value"] <= 0.25
+    assert results["real"] == str(real) and "tune" not in results
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(trained, program, miniature, tmp_path):
     program.fails("evaluate.py", "--real", tmp_path, status=2)
+    program.fails("evaluate.py", "--real", tmp_path, "--fake", tmp_path, "--tune", status=2)
     program.fails("evaluate.py", "--samples", "0", status=2)
     program.fails("evaluate.py", "--temperature", "nan", status=2)
     empty = tmp_path / "empty"
@@ -257,4 +274,4 @@ def test_what_cannot_be_measured_is_refused_in_one_line(trained, program, miniat
     assert "not a folder" in program.fails("evaluate.py", "--real", tmp_path / "none", "--fake", slices, "--no-show")
     (empty / "broken.png").write_bytes(b"no picture")
     assert "broken.png" in program.fails("evaluate.py", "--real", slices, "--fake", empty, "--no-show")
-    assert "1 people" in program.fails("evaluate.py", "--data", miniature, "--samples", "1", "--no-show")
+    assert "too few" in program.fails("evaluate.py", "--data", miniature, "--samples", "9", "--no-show")

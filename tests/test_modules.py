@@ -19,10 +19,28 @@ import modules
 import train
 from dataset import UserError
 
+FAITHFUL = {
+    **train.PRESETS["faithful"]["vqvae"],
+    "size": 128,
+    "latent_dim": 16,
+    "num_embeddings": 128,
+    "commitment_cost": train.COMMITMENT_COST,
+}
+
 
 def make_vqvae(**changes):
     keras.utils.set_random_seed(1)
-    return modules.VQVAE(**{**train.NETWORK, "latent_dim": 16, "num_embeddings": 128, **changes})
+    return modules.VQVAE(**FAITHFUL | changes)
+
+
+def make_gated(**changes):
+    keras.utils.set_random_seed(1)
+    network = {"grid": (6, 5), "num_embeddings": 9, "levels": 4, "filters": 8, "gated_layers": 3, "kernel_size": 3}
+    pixelcnn = modules.GatedPixelCNN(**network | {"dropout": 0.5} | changes)
+    rng = np.random.default_rng(0)
+    for weight in pixelcnn.weights:  # biases too, far from the uniform distribution
+        weight.assign(rng.normal(size=weight.shape) * 0.5)
+    return pixelcnn
 
 
 def make_pixelcnn(**changes):
@@ -136,6 +154,50 @@ def test_codebook_moves_in_training_and_only_then(tmp_path):
     np.testing.assert_array_equal(loaded.quantizer.codebook, moved)
 
 
+def test_codebook_with_decay_follows_the_mean_of_its_latents():
+    quantizer = modules.VectorQuantizer(2, 2, 0.25, decay=0.5)
+    quantizer.build((None, 1, 1, 2))
+    quantizer.codebook.assign([[0, 0], [10, 10]])
+    quantizer.counts.assign([4, 2])
+    quantizer.sums.assign([[0, 0], [20, 20]])
+    latents = np.array([[1, 0], [1, 0], [3, 0], [9, 9]], np.float32).reshape(4, 1, 1, 2)
+    _, codes, loss = quantizer(latents, training=True)
+    assert np.ravel(codes).tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(loss, 0.25 * np.mean([1, 0, 1, 0, 9, 0, 1, 1]))  # nothing but the commitment
+    np.testing.assert_allclose(quantizer.counts, [3.5, 1.5])
+    np.testing.assert_allclose(quantizer.codebook, [[2.5 / 3.5, 0], [14.5 / 1.5, 14.5 / 1.5]], rtol=1e-5)
+    assert not quantizer.trainable_variables
+    moved = np.asarray(quantizer.codebook)
+    quantizer(latents)
+    np.testing.assert_array_equal(quantizer.codebook, moved)  # in training alone
+
+
+def test_unused_codebook_vectors_are_revived_and_come_into_use():
+    quantizer = modules.VectorQuantizer(64, 2, 0.25, decay=0.9)
+    latents = np.random.default_rng(0).normal(5, 1, (32, 8, 8, 2)).astype(np.float32)  # far from the first codebook
+    used = [len(np.unique(quantizer(latents, training=True)[1])) for _ in range(60)]
+    assert used[0] < 8 and used[-1] > 0.9 * 64
+    error = np.mean((quantizer.lookup(quantizer.nearest(latents)) - latents) ** 2)
+    assert error < 0.05  # of a variance of 1
+
+
+def test_larger_vqvae_gives_grids_and_slices_of_its_shape():
+    network = train.PRESETS["sharp"]["vqvae"]
+    model = make_vqvae(**network, num_embeddings=32)
+    images = brains()
+    reconstructions, codes, _ = model(images)
+    assert codes.shape == (len(images), 16, 16) and reconstructions.shape == images.shape
+    assert model.quantizer.num_embeddings == 32 and model.decode(codes).min() >= -0.5
+
+
+def test_discriminator_judges_patches_at_two_sizes():
+    outputs = modules.Discriminator((4, 8))(brains(2))
+    assert [[tuple(layer.shape) for layer in scale] for scale in outputs] == [
+        [(2, 64, 64, 4), (2, 32, 32, 8), (2, 32, 32, 8), (2, 32, 32, 1)],
+        [(2, 32, 32, 4), (2, 16, 16, 8), (2, 16, 16, 8), (2, 16, 16, 1)],
+    ]
+
+
 def test_wrong_latents_are_refused():
     with pytest.raises(ValueError, match="3 channels"):
         modules.VectorQuantizer(8, 4, 0.25)(np.zeros((1, 2, 2, 3), np.float32))
@@ -235,17 +297,49 @@ def test_forward_pass_changes_no_weight():
         np.testing.assert_array_equal(old, new)
 
 
+def reached(pixelcnn, levels=None):
+    """Whether a change of a code (first axis) moves the logits at a position (second axis), in raster order."""
+    height, width = pixelcnn.grid
+    number = height * width
+    codes = np.random.default_rng(0).integers(0, pixelcnn.num_embeddings, (1, height, width), np.int32)
+    changed = np.repeat(codes, number, axis=0).reshape(number, number)
+    changed[np.arange(number), np.arange(number)] += 1
+    changed %= pixelcnn.num_embeddings
+    before = np.asarray(pixelcnn(codes, levels)).reshape(number, -1)
+    levels = None if levels is None else np.repeat(levels, number)
+    after = np.asarray(pixelcnn(changed.reshape(-1, height, width), levels)).reshape(number, number, -1)
+    return np.abs(after - before).max(axis=-1) > 1e-5
+
+
 def test_logits_depend_on_earlier_codes_alone():
-    pixelcnn = make_pixelcnn()
-    codes = np.random.default_rng(0).integers(0, 128, (1, 8, 8), np.int32)
-    changed = np.repeat(codes, 64, axis=0).reshape(64, 64)
-    changed[np.arange(64), np.arange(64)] = (changed[np.arange(64), np.arange(64)] + 1) % 128
-    before = np.asarray(pixelcnn(codes)).reshape(64, 128)
-    after = np.asarray(pixelcnn(changed.reshape(64, 8, 8))).reshape(64, 64, 128)
-    moved = np.abs(after - before).max(axis=-1) > 1e-5  # [changed code, logits]
+    moved = reached(make_pixelcnn())
     for position in range(64):
         assert not moved[position, : position + 1].any()
         assert position == 63 or moved[position, position + 1 :].any()
+
+
+def test_gated_logits_depend_on_all_earlier_codes_and_no_other():
+    pixelcnn = make_gated(grid=(5, 4), gated_layers=3)
+    for weight in pixelcnn.weights:
+        weight.assign(weight / 2)  # so that no gate is shut
+    moved = reached(pixelcnn, np.int32([2]))
+    np.testing.assert_array_equal(moved, np.triu(np.ones_like(moved), k=1))  # no blind spot
+
+
+def test_gated_logits_depend_on_level_and_place():
+    pixelcnn = make_gated()
+    codes = np.zeros((2, 6, 5), np.int32)
+    logits = np.asarray(pixelcnn(codes, np.int32([0, 3])))
+    assert np.abs(logits[0] - logits[1]).max(axis=-1).min() > 1e-3
+    deep = logits[0].reshape(30, -1)
+    assert len(np.unique(deep.round(4), axis=0)) == 30
+
+
+def test_dropout_is_of_training_alone():
+    pixelcnn = make_gated()
+    codes, levels = np.zeros((1, 6, 5), np.int32), np.int32([1])
+    np.testing.assert_array_equal(pixelcnn(codes, levels), pixelcnn(codes, levels))
+    assert (np.asarray(pixelcnn(codes, levels, training=True)) != np.asarray(pixelcnn(codes, levels))).any()
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -283,6 +377,23 @@ def test_samples_equal_those_of_the_plain_sampler():
     for temperature in (1.0, 0.7):
         plain = modules.sample_plain(pixelcnn, 50, seed=3, temperature=temperature)
         np.testing.assert_array_equal(modules.sample(pixelcnn, 50, seed=3, temperature=temperature), plain)
+
+
+@pytest.mark.parametrize("grid, layers, kernel_size", [((6, 5), 3, 3), ((3, 7), 1, 5), ((5, 4), 4, 5)])
+def test_gated_samples_equal_those_of_the_plain_sampler(grid, layers, kernel_size):
+    pixelcnn = make_gated(grid=grid, gated_layers=layers, kernel_size=kernel_size)
+    levels = np.arange(40) % 4
+    codes = modules.sample(pixelcnn, 40, seed=3, levels=levels)
+    np.testing.assert_array_equal(codes, modules.sample_plain(pixelcnn, 40, seed=3, levels=levels))
+    assert len(np.unique(codes)) == 9
+    assert (modules.sample(pixelcnn, 40, seed=3, levels=(levels + 1) % 4) != codes).any()
+
+
+def test_levels_are_spread_evenly():
+    pixelcnn = make_gated()
+    assert modules.spread_levels(pixelcnn, 8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert modules.spread_levels(pixelcnn, 1).tolist() == [2]
+    assert modules.spread_levels(make_pixelcnn(), 3).tolist() == [0, 0, 0]
 
 
 def test_seed_decides_the_samples(tiny_prior):
@@ -343,7 +454,7 @@ def test_psnr_of_a_known_error():
 
 
 def make_set(folder, vqvae, **changes):
-    config = {"vqvae": {"network": vqvae.config}, "pixelcnn": {"network": None}}
+    config = {"vqvae": {"network": vqvae.config}, "pixelcnn": {"network": None}, "data": {"held_out_cases": []}}
     pixelcnn = make_pixelcnn(**changes)
     config["pixelcnn"]["network"] = pixelcnn.config
     modules.save_models(folder, vqvae, pixelcnn, config, brains().mean(axis=0))
@@ -387,6 +498,7 @@ def test_whole_model_survives_keras_saving(make, tmp_path):
         (modules.VectorQuantizer(6, 3, 0.25), np.ones((1, 2, 2, 3), np.float32)),
         (modules.MaskedConv2D(4, 3, "B"), np.ones((1, 5, 5, 2), np.float32)),
         (modules.ResidualBlock(4), np.ones((1, 5, 5, 4), np.float32)),
+        (modules.Residual(4), np.ones((1, 5, 5, 4), np.float32)),
         (modules.CodeConv2D(5, 4, 3, "A"), np.ones((1, 5, 5), np.int32)),
     ],
 )
