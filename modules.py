@@ -138,20 +138,31 @@ class VectorQuantizer(layers.Layer):
         }
 
 
-@keras.saving.register_keras_serializable("vqvae")
-class Conv2DTranspose(layers.Conv2DTranspose):
-    """Keras's transposed convolution, same padding, but for the gradient of its bias.
+class _BiasedInFloat32:
+    """A convolution of Keras, same padding unless told otherwise, but for the gradient of its bias.
 
     That is a sum over every position of a batch, and TensorFlow adds it up in the precision of the layer: in bfloat16
-    it soon stops growing, and the decoder learns a grey background. A product with ones is accumulated in float32.
+    it soon stops growing, and a decoder learns a grey background. A product with ones is accumulated in float32.
     """
 
     def __init__(self, filters, kernel_size, **kwargs):
         super().__init__(filters, kernel_size, **{"padding": "same"} | kwargs)
 
     def call(self, inputs):
-        outputs = ops.conv_transpose(inputs, self.kernel, strides=self.strides, padding="same")
-        return self.activation(_add_bias(outputs, tf.convert_to_tensor(self.bias)))
+        outputs = self.convolve(inputs)
+        return self.activation(_add_bias(outputs, tf.convert_to_tensor(self.bias)) if self.use_bias else outputs)
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class Conv2D(_BiasedInFloat32, layers.Conv2D):
+    def convolve(self, inputs):
+        return self.convolution_op(inputs, self.kernel)
+
+
+@keras.saving.register_keras_serializable("vqvae")
+class Conv2DTranspose(_BiasedInFloat32, layers.Conv2DTranspose):
+    def convolve(self, inputs):
+        return ops.conv_transpose(inputs, self.kernel, strides=self.strides, padding=self.padding)
 
 
 @tf.custom_gradient
@@ -171,8 +182,8 @@ class Residual(layers.Layer):
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.wide = layers.Conv2D(filters, 3, padding="same", activation="relu", name="wide")
-        self.narrow = layers.Conv2D(filters, 1, name="narrow")
+        self.wide = Conv2D(filters, 3, activation="relu", name="wide")
+        self.narrow = Conv2D(filters, 1, name="narrow")
 
     def build(self, input_shape):
         self.wide.build(input_shape)
@@ -187,14 +198,13 @@ class Residual(layers.Layer):
 
 def build_encoder(size, filters, bottleneck, latent_dim, residual_blocks):
     """Slices (size, size, 1) to latents (h, h, latent_dim), h = size / 2**len(filters)."""
-    convolution = {"kernel_size": 3, "padding": "same", "activation": "relu"}
     return keras.Sequential(
         [
             keras.Input((size, size, 1)),
-            *[layers.Conv2D(channels, strides=2, **convolution) for channels in filters],
-            layers.Conv2D(bottleneck, **convolution),
+            *[Conv2D(channels, 3, strides=2, activation="relu") for channels in filters],
+            Conv2D(bottleneck, 3, activation="relu"),
             *[Residual(bottleneck) for _ in range(residual_blocks)],
-            layers.Conv2D(latent_dim, kernel_size=1),
+            Conv2D(latent_dim, 1),
         ],
         name="encoder",
     )
@@ -292,28 +302,30 @@ class Discriminator(keras.Model):
     """Tells real slices from decoded ones, patch by patch, at full and at half size (Wang et al. 2018, 1711.11585).
 
     Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns for each size the outputs of its layers, of
-    which the last (N, h, w, 1) float32 are the logits: positive where a patch looks real.
+    which the last (N, h, w, 1) float32 are the logits: positive where a patch looks real. It sees each image beside the
+    detail that a 3x3 mean takes away, enlarged: from the image alone it took thousands of steps to notice a lack of it.
     """
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.scales = [
             [
-                *[layers.Conv2D(count, 4, strides=2, padding="same") for count in filters],
-                layers.Conv2D(filters[-1], 3, padding="same"),
-                layers.Conv2D(1, 3, padding="same", dtype="float32"),
+                *[Conv2D(count, 4, strides=2) for count in filters],
+                Conv2D(filters[-1], 3),
+                Conv2D(1, 3, dtype="float32"),
             ]
             for _ in range(2)
         ]
         for scale in self.scales:
-            for layer, channels in zip(scale, (1, *filters, filters[-1])):
+            for layer, channels in zip(scale, (2, *filters, filters[-1])):
                 layer.build((None, None, None, channels))
         self.built = True
 
     def call(self, images):
         results = []
         for scale in self.scales:
-            x, outputs = images, []
+            detail = images - ops.average_pool(images, 3, strides=1, padding="same")
+            x, outputs = ops.concatenate([images, 4 * detail], axis=-1), []
             for layer in scale[:-1]:
                 x = ops.leaky_relu(layer(x), 0.2)
                 outputs.append(x)
@@ -358,11 +370,11 @@ def causal_mask(kernel_size, mask_type):
 
 
 @keras.saving.register_keras_serializable("vqvae")
-class MaskedConv2D(layers.Conv2D):
+class MaskedConv2D(Conv2D):
     """A convolution, same padding and ReLU, that sees no later position; see `causal_mask`."""
 
     def __init__(self, filters, kernel_size, mask_type, **kwargs):
-        super().__init__(filters, kernel_size, **{"padding": "same", "activation": "relu"} | kwargs)
+        super().__init__(filters, kernel_size, **{"activation": "relu"} | kwargs)
         self.mask_type = mask_type
         self.mask = causal_mask(self.kernel_size[0], mask_type)
 
@@ -424,9 +436,9 @@ class ResidualBlock(layers.Layer):
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.reduce = layers.Conv2D(filters, 1, activation="relu", name="reduce")
+        self.reduce = Conv2D(filters, 1, activation="relu", name="reduce")
         self.masked = MaskedConv2D(filters // 2, 3, mask_type="B", name="masked")
-        self.expand = layers.Conv2D(filters, 1, activation="relu", name="expand")
+        self.expand = Conv2D(filters, 1, activation="relu", name="expand")
 
     def build(self, input_shape):
         self.reduce.build(input_shape)
@@ -464,7 +476,7 @@ class PixelCNN(keras.Model):
         self.first = CodeConv2D(num_embeddings, filters, 7, mask_type="A", dtype="float32", name="first")
         self.blocks = [ResidualBlock(filters, name=f"block_{i}") for i in range(residual_blocks)]
         self.masked = [MaskedConv2D(filters, 1, mask_type="B", name=f"masked_{i}") for i in range(masked_layers)]
-        self.head = layers.Conv2D(num_embeddings, 1, dtype="float32", name="head")
+        self.head = Conv2D(num_embeddings, 1, dtype="float32", name="head")
         self.first.build((None, *self.grid))
         for layer in [*self.blocks, *self.masked, self.head]:
             layer.build((None, *self.grid, filters))
@@ -494,17 +506,17 @@ class GatedLayer(layers.Layer):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.first, self.rate = filters, kernel_size, first, dropout
         self.margin = kernel_size // 2
-        self.vertical = layers.Conv2D(2 * filters, (self.margin + 1, kernel_size), name="vertical")
-        self.horizontal = layers.Conv2D(2 * filters, (1, self.margin + (not first)), name="horizontal")
-        self.link = layers.Conv2D(2 * filters, 1, name="link")
-        self.condition = layers.Conv2D(4 * filters, 1, use_bias=False, name="condition")
-        self.output_ = layers.Conv2D(filters, 1, name="output")
+        self.vertical = Conv2D(2 * filters, (self.margin + 1, kernel_size), padding="valid", name="vertical")
+        self.horizontal = Conv2D(2 * filters, (1, self.margin + (not first)), padding="valid", name="horizontal")
+        self.link = Conv2D(2 * filters, 1, name="link")
+        self.condition = Conv2D(4 * filters, 1, use_bias=False, name="condition")
+        self.output_ = Conv2D(filters, 1, name="output")
         self.dropout = layers.Dropout(dropout)
 
     def build(self, stack, _, condition):
-        free = (None, None, None, stack[-1])  # padded in `call`, so larger than the stack
-        self.vertical.build(free)
-        self.horizontal.build(free)
+        padded = (None, None, None, stack[-1])
+        self.vertical.build(padded)
+        self.horizontal.build(padded)
         self.link.build((*stack[:-1], 2 * self.filters))
         self.condition.build(condition)
         self.output_.build((*stack[:-1], self.filters))
@@ -562,8 +574,8 @@ class GatedPixelCNN(keras.Model):
             for i in range(gated_layers)
         ]
         self.dropout = layers.Dropout(dropout)
-        self.wide = layers.Conv2D(filters, 1, activation="relu", name="wide")
-        self.head = layers.Conv2D(num_embeddings, 1, dtype="float32", name="head")
+        self.wide = Conv2D(filters, 1, activation="relu", name="wide")
+        self.head = Conv2D(num_embeddings, 1, dtype="float32", name="head")
         shape = (None, *self.grid, filters)
         for layer in (self.embedding, self.level, self.place):
             layer.build(None)

@@ -63,7 +63,7 @@ PRESETS = {
         "vqvae_learning_rate": 1e-3,
         "adversary": {"filters": (32, 64, 128)},
         "decoder_learning_rate": 3e-4,
-        "adversary_learning_rate": 1e-3,
+        "adversary_learning_rate": 3e-4,
         "decoder_ssim_weight": 0.3,
         "adversarial_weight": 0.2,
         "feature_weight": 1.0,
@@ -90,9 +90,9 @@ def parse_arguments():
 
     def add(flag, meaning):
         name = flag.strip("-").replace("-", "_")
-        defaults = {preset: content["flags"].get(name, "none") for preset, content in PRESETS.items()}
-        default = " ".join(map(str, dict.fromkeys(defaults.values())))
-        parser.add_argument(flag, type=positive, metavar="N", help=f"{meaning} (default: {default})")
+        defaults = {preset: content["flags"][name] for preset, content in PRESETS.items() if name in content["flags"]}
+        values = ", ".join(f"{preset} {default}" for preset, default in defaults.items())
+        parser.add_argument(flag, type=positive, metavar="N", help=f"{meaning} (default: {values})")
 
     add("--latent-dim", "numbers in a codebook vector")
     add("--embeddings", "vectors in the codebook")
@@ -137,9 +137,12 @@ def parse_arguments():
     dataset.add_model_arguments(parser)
     args = parser.parse_args()
     args.models = dataset.choose_models(args)
-    for name, default in PRESETS[args.preset]["flags"].items():
+    defaults = PRESETS[args.preset]["flags"]
+    for name in {name: None for content in PRESETS.values() for name in content["flags"]}:
         if getattr(args, name) is None:
-            setattr(args, name, default)
+            setattr(args, name, defaults.get(name))
+        elif name not in defaults:
+            parser.error(f"--{name.replace('_', '-')} does not go with --preset {args.preset}")
     return args
 
 

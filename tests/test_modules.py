@@ -219,20 +219,39 @@ def test_mixed_precision_keeps_weights_codes_and_losses_in_float32():
     np.testing.assert_allclose(loss, plain(brains())[2], rtol=0.05)
 
 
-def test_decoder_gradients_in_mixed_precision_are_those_of_float32(vqvae):
-    codes = vqvae.encode(np.tile(brains(), (8, 1, 1, 1)))  # many positions: a sum of them in bfloat16 would be far off
+def in_both_precisions(make):
+    """What `make` gives in float32, and with the same weights in mixed precision."""
+    keras.utils.set_random_seed(0)
+    plain = make()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = make()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    mixed.set_weights(plain.get_weights())
+    return plain, mixed
+
+
+@pytest.mark.parametrize(
+    "make, inputs",
+    [
+        (lambda: make_vqvae().encoder, lambda: brains()),
+        (lambda: make_vqvae().decoder, lambda: np.random.default_rng(0).normal(size=(4, 8, 8, 16)).astype(np.float32)),
+        (lambda: modules.Discriminator((8, 16)), lambda: brains()),
+        (make_pixelcnn, lambda: np.random.default_rng(0).integers(0, 128, (32, 8, 8), np.int32)),
+    ],
+    ids=["encoder", "decoder", "discriminator", "PixelCNN"],
+)
+def test_gradients_in_mixed_precision_are_those_of_float32(make, inputs):
+    models = in_both_precisions(make)
+    content = np.tile(inputs(), (4, 1, 1, 1)[: inputs().ndim])  # many positions: a sum of them in bfloat16 is far off
     gradients = []
-    for policy in ("float32", "mixed_bfloat16"):
-        keras.config.set_dtype_policy(policy)
-        try:
-            decoder = modules.VQVAE(**vqvae.config).decoder
-        finally:
-            keras.config.set_dtype_policy("float32")
-        decoder.set_weights(vqvae.decoder.get_weights())
+    for model in models:
         with modules.tf.GradientTape() as tape:
-            error = ops.mean((ops.cast(decoder(vqvae.quantizer.lookup(codes)), "float32") + 0.5) ** 2)
-        gradients.append(tape.gradient(error, decoder.trainable_weights))
-    for weight, plain, mixed in zip(decoder.trainable_weights, *gradients):
+            outputs = keras.tree.flatten(model(content))
+            error = sum(ops.mean((ops.cast(output, "float32") + 0.5) ** 2) for output in outputs)
+        gradients.append([modules.tf.convert_to_tensor(g) for g in tape.gradient(error, model.trainable_weights)])
+    for weight, plain, mixed in zip(models[0].trainable_weights, *gradients):
         assert np.linalg.norm(mixed - plain) < 0.1 * np.linalg.norm(plain), weight.path
 
 
