@@ -117,6 +117,56 @@ def test_killed_and_resumed_training_ends_as_one_never_interrupted(trained, prog
     assert configs[0] == configs[1]
 
 
+@pytest.fixture(scope="module")
+def sharp(program, miniature):
+    """A folder of weights of the sharp preset, and the call that trained them but for --models."""
+    epochs = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+    sizes = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
+    call = (
+        "train.py",
+        "--preset",
+        "sharp",
+        "--data",
+        miniature,
+        *epochs,
+        *sizes,
+        "--embeddings",
+        64,
+        "--deterministic",
+    )
+    program.run(*call, "--no-show")
+    return program.folder / "trained_models" / "sharp", (*call, "--no-show", "--models")
+
+
+def test_sharp_training_resumes_in_every_stage_to_the_same_end(sharp, program):
+    expected, call = sharp
+    models = program.folder / "sharp_resumed"
+    command = program.command(*call, models, "--resume")
+    for stage in ("VQ-VAE", "decoder", "PixelCNN"):
+        start_and_kill(program, command, f"{stage}, epoch 2/2")
+    program.run(*call, models, "--resume")
+    arrays = weights(models)
+    for name, array in weights(expected).items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_sharp_set_says_how_it_came_about(sharp):
+    config = json.loads((sharp[0] / "config.json").read_text())
+    assert config["preset"] == "sharp" and config["data"]["held_out_from"] == ["vqvae", "decoder", "pixelcnn"]
+    assert config["vqvae"]["history"][-1].keys() >= {"perplexity", "codes_in_use", "validation_ssim"}
+    assert config["decoder"]["history"][-1].keys() >= {"discriminator_loss", "validation_ssim", "sharpness"}
+    assert config["pixelcnn"]["network"]["levels"] == SLICES
+
+
+def test_slices_of_levels_are_generated(sharp, trained, program):
+    program.run("predict.py", "generate", 3, "--preset", "sharp", "--level", 1, 6, "--seed", 0, "--no-show")
+    codes = np.load(program.folder / "outputs" / "codes.npy")
+    assert codes.shape == (3, 16, 16) and codes.max() < 64
+    assert "0 to 7" in program.fails("predict.py", "generate", "--preset", "sharp", "--level", 8, status=2)
+    assert "know no levels" in program.fails("predict.py", "generate", "--level", 1, status=2)
+    assert "--decoder-epochs" in program.fails("train.py", "--decoder-epochs", 3, status=2)
+
+
 def test_interrupted_training_says_how_to_continue_and_refuses_other_settings(trained, program, miniature):
     before = weights(trained)
     arguments = ("train.py", "--data", miniature, "--vqvae-epochs", 1000, "--no-show", "--models", trained)
