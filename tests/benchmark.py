@@ -225,7 +225,7 @@ def our_pixelcnn_step(policy, codes):
     keras.config.set_dtype_policy(policy)
     model = modules.PixelCNN(**PRIOR)
     training = train.Training("PixelCNN", model, FAITHFUL["pixelcnn_learning_rate"], {}, None)
-    step = train.make_step(training, train.pixelcnn_loss, [codes])
+    step = train.make_step(training, lambda model, codes: train.pixelcnn_loss(model, codes, None), [codes])
     keras.config.set_dtype_policy("float32")
     return step, model
 
