@@ -375,14 +375,14 @@ def test_help_names_every_flag_with_its_default(program):
         "pixelcnn-batch-size": 128,
         "validation-share": 0.1,
         "seed": 0,
-        "models": "trained_models/faithful",
+        "models": "trained_models/PRESET",
         "out": "outputs",
         "data": "dataset/keras_png_slices_data",
     }
     for flag, default in defaults.items():
-        assert re.search(rf"--{flag} [A-Z]+ [^()]*\(default: {default}", stdout), flag
+        assert re.search(rf"--{flag} [A-Z]+ [^()]*\(default: (faithful )?{default}", stdout), flag
     for flag in ("--resume", "--deterministic", "--url", "--no-show"):
         assert flag in stdout
-    for script in ("dataset.py", "predict.py", "ssim.py"):
+    for script in ("dataset.py", "predict.py", "ssim.py", "evaluate.py"):
         command = ["reconstruct"] if script == "predict.py" else []
         assert "--data" in program.run(script, *command, "--help")[0]
