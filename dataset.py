@@ -58,6 +58,7 @@ FIGURES = {  # what the scripts draw, beside images that they write
     "ssim": "ssim_plot.png",
     "nearest": "nearest.png",
     "distances": "nearest_distances.png",
+    "temperatures": "temperatures.png",
     "vqvae": "vqvae_training_plot.png",
     "pixelcnn": "pixelcnn_training_plot.png",
 }
@@ -152,9 +153,9 @@ def add_data_arguments(parser):
     parser.add_argument("--url", help="address of the zip to try first (default: OASIS_URL of the environment, if set)")
 
 
-def add_model_arguments(parser):
+def add_model_arguments(parser, presets=PRESETS, default=PRESETS[0]):
     """--preset, --models, --out and --no-show, which every script that uses the networks takes; see `choose_models`."""
-    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="the models (default: %(default)s)")
+    parser.add_argument("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help=f"folder of the weights (default: {MODELS / 'PRESET'})"
     )

@@ -1,12 +1,13 @@
 """Measures how good generated slices are: faithful, varied, new; each figure beside what real slices get.
 
-    python evaluate.py                        generated slices against the training split, the test split as floor
+    python evaluate.py                        both presets against the training split, the test split as floor
     python evaluate.py --tune                 the same with the held-out training cases, to choose by
     python evaluate.py --real DIR --fake DIR  any two folders of images
 
-Three sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures
-are the floor that nobody can beat; and the reconstructions of these, which are as good as this decoder can make them.
-Writes evaluation.json, nearest.png (training slices: not to be published) and nearest_distances.png.
+All sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures
+are the floor that nobody can beat; and the reconstructions of these, which are as good as a decoder can make them.
+Writes evaluation.json, nearest.png (training slices: not to be published) and nearest_distances.png; with several
+temperatures also temperatures.png, the curve of fidelity against variety.
 
     Heusel et al. 2017, arXiv 1706.08500              (Frechet distance)
     Karras et al. 2018, arXiv 1710.10196              (sliced Wasserstein distance of Laplacian-pyramid patches)
@@ -42,6 +43,7 @@ AUC_RESAMPLES = 500  # of the many for other intervals: each takes a sorting
 PAIRS = 2000  # random pairs of slices
 SHOWN = 8  # generated slices nearest to training slices, in the figure
 NEAR_REPEAT = 0.05  # share of codes that may differ
+BOTH = "both"  # presets
 
 
 def parse_arguments():
@@ -54,7 +56,11 @@ def parse_arguments():
             "--samples", type=dataset.positive, default=SAMPLES, metavar="N", help="slices to generate (%(default)s)"
         ),
         parser.add_argument(
-            "--temperature", type=dataset.temperature, default=1.0, metavar="T", help="of sampling (%(default)s)"
+            "--temperature",
+            type=dataset.temperature,
+            nargs="+",
+            metavar="T",
+            help="of sampling; of several, a curve is drawn (default: that of the models)",
         ),
         parser.add_argument(
             "--tune",
@@ -72,7 +78,7 @@ def parse_arguments():
     )
     parser.add_argument("--fake", type=Path, metavar="DIR", help="folder of generated images, in place of the models'")
     dataset.add_data_arguments(parser)
-    dataset.add_model_arguments(parser)
+    dataset.add_model_arguments(parser, presets=(*dataset.PRESETS, BOTH), default=BOTH)
     args = parser.parse_args()
     if (args.real is None) != (args.fake is None):
         parser.error("--real and --fake go together")
@@ -80,18 +86,24 @@ def parse_arguments():
     unused += [f"--{name}" for name in ("models", "data", "url") if getattr(args, name)]
     if args.real and unused:
         parser.error(f"{unused[0]} does not go with --real and --fake")
-    args.models = dataset.choose_models(args)
+    both = args.preset == BOTH and not args.models
+    args.models = [dataset.MODELS / preset for preset in dataset.PRESETS] if both else [dataset.choose_models(args)]
     return args
 
 
 class Pictures(NamedTuple):
-    """Slices as PNGs hold them: levels (N, 128, 128) uint8, and the group (person) that each belongs to (N,) str."""
+    """Slices as PNGs hold them: levels (N, 128, 128) uint8, and the group (person) that each belongs to (N,) str.
+
+    `heights` (N,) int are the slices' levels in their heads, the lowest 0, or None where they are not known.
+    """
 
     levels: np.ndarray
     groups: np.ndarray
+    heights: np.ndarray | None = None
 
     def take(self, chosen):
-        return Pictures(self.levels[chosen], self.groups[chosen])
+        heights = None if self.heights is None else self.heights[chosen]
+        return Pictures(self.levels[chosen], self.groups[chosen], heights)
 
     @property
     def unit(self):
@@ -99,9 +111,9 @@ class Pictures(NamedTuple):
         return self.levels / np.float32(255)
 
 
-def pictures(images, names):
+def pictures(images, names, heights=None):
     """Pictures of images (N, 128, 128, 1) in [-0.5, 0.5]; slices of one case are a group."""
-    return Pictures(dataset.to_levels(images[..., 0]), np.array([case_of(name) for name in names]))
+    return Pictures(dataset.to_levels(images[..., 0]), np.array([case_of(name) for name in names]), heights)
 
 
 class Figure(NamedTuple):
@@ -258,6 +270,14 @@ def as_images(some):
     return some.unit[..., None] - np.float32(0.5)
 
 
+def fit_heights(real, components):
+    """A linear regression that reads the height of slices: a function from Pictures to (N,) float."""
+    from sklearn.linear_model import RidgeCV
+
+    regression = RidgeCV().fit(components(real), real.heights)
+    return lambda some: regression.predict(components(some))
+
+
 # --- the classifier two-sample test -----------------------------------------------------------------------------------
 
 
@@ -362,6 +382,22 @@ def differing_codes(grids, known):
     return np.array([np.mean(grid.ravel() != known, axis=1).min() for grid in grids])
 
 
+class Codes(NamedTuple):
+    """A set of code grids (N, h, w), the groups (N,) of their slices and the levels (N,) of these in their heads."""
+
+    grids: np.ndarray
+    groups: np.ndarray
+    levels: np.ndarray
+
+    def take(self, chosen):
+        return Codes(self.grids[chosen], self.groups[chosen], self.levels[chosen])
+
+
+def owners(names):
+    """Groups (N,) str and levels (N,) int32 of slices with these file names."""
+    return np.array([case_of(name) for name in names]), np.array([dataset.level_of(name) for name in names], np.int32)
+
+
 # --- the prior --------------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +447,7 @@ class Judge:
     def __init__(self, real, held_out, count, seed):
         self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
         self.components = fit_components(real, seed)
+        self.read_heights = None if real.heights is None else fit_heights(real, self.components)
         self.nearest_held_out = nearest(held_out, real)[0]
 
     def draw(self, some, salt=0):
@@ -431,6 +468,12 @@ class Judge:
             "classifier AUC, no background": two_sample_auc(some, equal, self.seed, BACKGROUND),
         }
 
+    def misreading(self, some):
+        """Figure of the error with which a regression reads the height of slices, where that is known; by name."""
+        if self.read_heights is None or some.heights is None:
+            return {}
+        return {"level misread by": mean(np.abs(self.read_heights(some) - some.heights), some.groups)}
+
     def memory(self, some):
         """Figures of how near slices are to real ones, by name, and what `nearest` gave."""
         correlation, index, mirrored = found = nearest(some, self.real)
@@ -444,33 +487,58 @@ class Judge:
         }, found
 
 
-def repeats(grids, known, groups):
-    """Figures of the share of grids (N, h, w) that repeat one of the known, to the code and nearly."""
-    differing = differing_codes(grids, known)
+def repeats(some, known):
+    """Figures of the share of Codes that repeat one of the known, to the code and nearly."""
+    differing = differing_codes(some.grids, known.grids)
     return {
-        "grids that repeat": share(differing == 0, groups),
-        f"grids that repeat but for {NEAR_REPEAT:.0%}": share(differing <= NEAR_REPEAT, groups),
+        "grids that repeat": share(differing == 0, some.groups),
+        f"grids that repeat but for {NEAR_REPEAT:.0%}": share(differing <= NEAR_REPEAT, some.groups),
     }
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw_nearest(plt, some, real, found):
-    """The slices nearest to a real one, that one (mirrored where its mirror image is meant), and the difference."""
-    correlation, index, mirrored = found
-    order = np.argsort(-correlation)[:SHOWN]
-    figure, axes = plt.subplots(3, len(order), figsize=(1.6 * len(order), 5.2), squeeze=False)
-    for column, i in zip(axes.T, order):
-        neighbour = real.levels[index[i]][::-1] if mirrored[i] else real.levels[index[i]]
-        column[0].imshow(some.levels[i], "gray", vmin=0, vmax=255)
-        column[0].set_title(f"{correlation[i]:.3f}", fontsize=9)
-        column[1].imshow(neighbour, "gray", vmin=0, vmax=255)
-        column[2].imshow(some.levels[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
-    for row, title in zip(axes[:, 0], ("generated", "nearest real", "difference")):
-        row.set_ylabel(title)
+def draw_nearest(plt, sets, real):
+    """The slices nearest to a real one, that one (mirrored where its mirror image is meant), and the difference.
+
+    `sets` are {name: (Pictures, what `nearest` gave of them)}.
+    """
+    figure, axes = plt.subplots(3 * len(sets), SHOWN, figsize=(1.6 * SHOWN, 5.2 * len(sets)), squeeze=False)
+    for rows, (name, (some, (correlation, index, mirrored))) in zip(axes.reshape(len(sets), 3, SHOWN), sets.items()):
+        for column, i in zip(rows.T, np.argsort(-correlation)):
+            neighbour = real.levels[index[i]][::-1] if mirrored[i] else real.levels[index[i]]
+            column[0].imshow(some.levels[i], "gray", vmin=0, vmax=255)
+            column[0].set_title(f"{correlation[i]:.3f}", fontsize=9)
+            column[1].imshow(neighbour, "gray", vmin=0, vmax=255)
+            column[2].imshow(some.levels[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
+        for row, title in zip(rows, (name, "nearest real", "difference")):
+            row[0].set_ylabel(title, fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    return figure
+
+
+def draw_temperatures(plt, curves, floor):
+    """Fidelity against variety over temperature: curves {name: {temperature: Figures by row}}, and those of a floor."""
+    pairs = (
+        ("recall", "precision"),
+        ("coverage", "density"),
+        ("SSIM of random pairs", "classifier AUC"),
+        ("Frechet distance", "sliced Wasserstein, 128 px"),
+    )
+    figure, panels = plt.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 4))
+    for panel, (across, up) in zip(panels, pairs):
+        for name, curve in curves.items():
+            points = np.array([(figures[across].value, figures[up].value) for figures in curve.values()])
+            panel.plot(*points.T, marker="o", label=name)
+            for temperature, point in zip(curve, points):
+                panel.annotate(f"{temperature:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=8)
+        panel.plot(floor[across].value, floor[up].value, "k*", markersize=10, label="real slices")
+        panel.set(xlabel=across, ylabel=up)
+    panels[0].legend()
+    figure.suptitle("Fidelity (up) against variety (across) by temperature")
     figure.tight_layout()
     return figure
 
@@ -499,57 +567,75 @@ def read_folders(args):
     return real.take(~held_out), real.take(held_out), {"generated": fake}
 
 
-class Codes(NamedTuple):
-    """A set of code grids (N, h, w), the groups (N,) of their slices and the levels (N,) of these in their heads."""
+class Made(NamedTuple):
+    """What a set of models makes."""
 
-    grids: np.ndarray
-    groups: np.ndarray
-    levels: np.ndarray
+    generated: dict  # Pictures by temperature
+    reconstructed: Pictures  # of the held-out slices
+    repeats: dict  # figures of repeated grids by set: the temperatures, and "held out"
+    prior: dict  # figures of the codes and their prior by set
 
 
 def read_slices(args):
-    """The reference slices, held-out ones, the sets {name: Pictures} made by the models, their prior, sets of Codes.
+    """The reference slices, held-out ones, and what each set of models makes: {name: Made}.
 
     Raises UserError where models or slices are missing, or these are not those that the models were trained on while
     the held-out cases among them are asked for.
     """
     import modules
 
-    config = modules.load_config(args.models)
-    vqvae, pixelcnn = modules.load_models(args.models)
+    configs = {folder: modules.load_config(folder) for folder in args.models}
     test = None if args.tune else dataset.load_split("test", args.data, args.url)
-    images, names, digest = dataset.load_split("train", args.data, args.url)
-    unseen = np.isin([case_of(name) for name in names], config["data"]["held_out_cases"])
-    if digest != config["data"]["digest"]:
-        if args.tune:
-            raise UserError(f"{args.models}: trained on other slices than these, so none are known to be held out")
-        note(f"note: {args.models} was trained on other slices than these; held out from it is only the test split")
-        unseen[:] = False
-    elif args.tune and "vqvae" not in config["data"].get("held_out_from", []):
-        note("note: these cases were held out from the PixelCNN alone; the VQ-VAE has seen them")
-    training, codes = pictures(images, names), vqvae.encode(images)
-    levels = np.array([dataset.level_of(name) for name in names], np.int32)
-    sets = {"training": Codes(codes[~unseen], training.groups[~unseen], levels[~unseen])}
-    if unseen.any():
-        sets["validation"] = Codes(codes[unseen], training.groups[unseen], levels[unseen])
+    training = dataset.load_split("train", args.data, args.url)
+    some = pictures(training.images, training.names, owners(training.names)[1])
+    unseen = {}  # by the models
+    for folder, config in configs.items():
+        unseen[folder] = np.isin(some.groups, config["data"]["held_out_cases"])
+        if training.digest != config["data"]["digest"]:
+            if args.tune:
+                raise UserError(f"{folder}: trained on other slices than these, so none are known to be held out")
+            note(f"note: {folder} was trained on other slices than these; held out from it is only the test split")
+            unseen[folder][:] = False
+        elif args.tune and "vqvae" not in config["data"].get("held_out_from", []):
+            note(f"note: these cases were held out from the PixelCNN of {folder} alone; its VQ-VAE has seen them")
+    first = unseen[args.models[0]]
+    if args.tune and any(np.any(others != first) for others in unseen.values()):
+        raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
+    made = {folder.name: use(folder, training, unseen[folder], test, args) for folder in args.models}
     if args.tune:
-        real, held_out, held_out_codes = training.take(~unseen), training.take(unseen), codes[unseen]
-    else:
-        real, held_out, held_out_codes = training, pictures(test.images, test.names), vqvae.encode(test.images)
-        levels = np.array([dataset.level_of(name) for name in test.names], np.int32)
-        sets["test"] = Codes(held_out_codes, held_out.groups, levels)
+        return some.take(~first), some.take(first), made
+    return some, pictures(test.images, test.names, owners(test.names)[1]), made
 
+
+def use(folder, training, unseen, test, args):
+    """What the models in `folder`, to which some training slices are `unseen` (N,) bool, make: a Made.
+
+    `test` are the test slices, in whose place None stands for those that are unseen.
+    """
     from tqdm import tqdm
 
-    progress = functools.partial(tqdm, desc="sampling", unit="batch", leave=False, disable=None)
-    drawn = modules.sample(pixelcnn, args.samples, args.seed, args.temperature, progress=progress)
-    own = np.array([f"sample {i}" for i in range(args.samples)])
-    sets["generated"] = Codes(drawn, own, modules.spread_levels(pixelcnn, args.samples))
-    made = {
-        "generated": Pictures(dataset.to_levels(vqvae.decode(drawn)[..., 0]), own),
-        "reconstructed": Pictures(dataset.to_levels(vqvae.decode(held_out_codes)[..., 0]), held_out.groups),
-    }
-    return real, held_out, made, pixelcnn, sets
+    import modules
+
+    vqvae, pixelcnn = modules.load_models(folder)
+    held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
+    codes = Codes(vqvae.encode(training.images), *owners(training.names))
+    sets = {"training": codes.take(~unseen)} | ({"validation": codes.take(unseen)} if unseen.any() else {})
+    held_out_codes = Codes(vqvae.encode(held_out.images), *owners(held_out.names))
+    if test:
+        sets["test"] = held_out_codes
+    known = codes.take(~unseen) if args.tune else codes
+    repeated = {"held out": repeats(held_out_codes, known)}
+    reconstructed = pictures(vqvae.decode(held_out_codes.grids), held_out.names, held_out_codes.levels)
+    progress = functools.partial(tqdm, desc=f"sampling, {folder.name}", unit="batch", leave=False, disable=None)
+    names, levels = [f"sample {i}" for i in range(args.samples)], modules.spread_levels(pixelcnn, args.samples)
+    generated = {}
+    for temperature in args.temperature or [modules.load_temperature(folder)]:
+        drawn = modules.sample(pixelcnn, args.samples, args.seed, temperature, progress=progress)
+        drawn = Codes(drawn, np.array(names), levels)
+        generated[temperature] = pictures(vqvae.decode(drawn.grids), names, levels if pixelcnn.levels else None)
+        repeated[temperature] = repeats(drawn, known)
+        sets["generated" if len(args.temperature or []) < 2 else f"generated at {temperature:g}"] = drawn
+    return Made(generated, reconstructed, repeated, judge_prior(pixelcnn, sets))
 
 
 def check_sizes(real, sets, count, where):
@@ -577,17 +663,34 @@ def as_json(columns):
     return {name: {row: figure._asdict() for row, figure in figures.items()} for name, figures in columns.items()}
 
 
+def columns_of(made, temperatures):
+    """What the models made, one set a column: {column: Pictures}, and {column: figures of repeated grids}.
+
+    The columns are named after the models where these are several, and after temperatures where these are.
+    """
+    generated, reconstructed, repeated = {}, {}, {}
+    for name, some in made.items():
+        prefix = f"{name} " if len(made) > 1 else ""
+        for temperature, slices in some.generated.items():
+            column = f"{prefix}generated" + (f" at {temperature:g}" if len(temperatures or []) > 1 else "")
+            generated[column], repeated[column] = slices, some.repeats[temperature]
+        reconstructed[f"{prefix}reconstructed"] = some.reconstructed
+        repeated[f"{prefix}reconstructed"] = some.repeats["held out"]
+    return generated, reconstructed, repeated
+
+
 def main():
     args = parse_arguments()
     dataset.make_folder(args.out)
     from tqdm import tqdm
 
-    pixelcnn, codes = None, {}
     if args.real:
-        real, held_out, made = read_folders(args)
+        made, repeated, reconstructed = {}, {}, {}
+        real, held_out, generated = read_folders(args)
     else:
-        real, held_out, made, pixelcnn, codes = read_slices(args)
-    sets = {"generated": made.pop("generated"), "held out": held_out, **made}
+        real, held_out, made = read_slices(args)
+        generated, reconstructed, repeated = columns_of(made, args.temperature)
+    sets = {**generated, "held out": held_out, **reconstructed}
     count = min(len(some.levels) for some in sets.values())
     count = min(count, len(real.levels) // 2)
     check_sizes(real, sets, count, f"{args.real}, {args.fake}" if args.real else args.data or dataset.DATASET)
@@ -595,38 +698,35 @@ def main():
     figures, found = {}, {}
     for name, some in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):
         remembered, found[name] = judge.memory(some)
-        figures[name] = judge.likeness(some, real) | remembered
+        figures[name] = judge.likeness(some, real) | judge.misreading(some) | remembered | repeated.get(name, {})
     half = np.isin(real.groups, dataset.hold_out(real.groups, 0.5, args.seed))
     if min(half.sum(), (~half).sum()) >= count:
         figures["training halves"] = judge.likeness(real.take(half), real.take(~half))
-    if codes:
-        known = (
-            codes["training"].grids
-            if args.tune
-            else np.concatenate([codes[name].grids for name in ("training", "validation") if name in codes])
-        )
-        unknown = codes["validation" if args.tune else "test"]
-        figures["generated"] |= repeats(codes["generated"].grids, known, codes["generated"].groups)
-        figures["held out"] |= repeats(unknown.grids, known, unknown.groups)
-    prior = judge_prior(pixelcnn, codes) if codes else {}
     sizes = {"reference": len(real.levels)} | {name: len(some.levels) for name, some in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))
-    if prior:
-        print("\nthe codes and their prior")
-        print(table(prior))
-    asked = ("real", "fake") if args.real else ("models", "samples", "temperature", "tune")
-    about = {name: str(value) if isinstance(value := getattr(args, name), Path) else value for name in asked}
+    for name, some in made.items():
+        print(f"\nthe codes of {name} and their prior")
+        print(table(some.prior))
     with written(args.out / "evaluation.json") as part:
-        content = about | {"seed": args.seed, "sizes": sizes, "compared": count}
-        content |= {"figures": as_json(figures), "prior": as_json(prior)}
+        content = {name: str(getattr(args, name)) for name in ("real", "fake") if args.real}
+        if made:
+            content = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
+            content["temperature"] = {name: list(some.generated) for name, some in made.items()}
+        content |= {"seed": args.seed, "sizes": sizes, "compared": count, "figures": as_json(figures)}
+        content["prior"] = {name: as_json(some.prior) for name, some in made.items()}
         part.write_text(json.dumps(content, indent=1) + "\n")
     print(args.out / "evaluation.json")
     plt = dataset.pyplot(args.no_show)
-    nearest_figure = draw_nearest(plt, sets["generated"], real, found["generated"])
-    dataset.save_figure(nearest_figure, args.out / dataset.FIGURES["nearest"])
+    shown = {name: (some, found[name]) for name, some in generated.items()}
+    dataset.save_figure(draw_nearest(plt, shown, real), args.out / dataset.FIGURES["nearest"])
     correlations = {name: each[0] for name, each in found.items()}
     dataset.save_figure(draw_distances(plt, correlations), args.out / dataset.FIGURES["distances"])
+    if args.temperature and len(args.temperature) > 1:
+        columns = iter(generated)
+        curves = {name: {each: figures[next(columns)] for each in some.generated} for name, some in made.items()}
+        floor = figures.get("training halves", figures["held out"])
+        dataset.save_figure(draw_temperatures(plt, curves, floor), args.out / dataset.FIGURES["temperatures"])
     dataset.show_figures(plt)
 
 

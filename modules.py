@@ -183,7 +183,7 @@ class Residual(layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
         self.wide = Conv2D(filters, 3, activation="relu", name="wide")
-        self.narrow = Conv2D(filters, 1, name="narrow")
+        self.narrow = Conv2D(filters, 1, kernel_initializer="zeros", name="narrow")  # so that it starts as identity
 
     def build(self, input_shape):
         self.wide.build(input_shape)
@@ -210,15 +210,22 @@ def build_encoder(size, filters, bottleneck, latent_dim, residual_blocks):
     )
 
 
-def build_decoder(size, filters, bottleneck, latent_dim, residual_blocks):
-    """Quantized latents (h, h, latent_dim) to slices (size, size, 1), through `filters` from coarse to fine."""
+def build_decoder(size, filters, bottleneck, latent_dim, residual_blocks, fine_blocks):
+    """Quantized latents (h, h, latent_dim) to slices (size, size, 1), through `filters` from coarse to fine.
+
+    Between these sizes it has `fine_blocks` residual blocks each, beside the `residual_blocks` of the bottleneck.
+    """
     grid = size // 2 ** len(filters)
+    upward = []
+    for channels in filters:
+        upward += [Conv2DTranspose(channels, 3, strides=2, activation="relu")]
+        upward += [Residual(channels) for _ in range(fine_blocks) if channels != filters[-1]]
     return keras.Sequential(
         [
             keras.Input((grid, grid, latent_dim)),
             Conv2DTranspose(bottleneck, 3, activation="relu"),
             *[Residual(bottleneck) for _ in range(residual_blocks)],
-            *[Conv2DTranspose(channels, 3, strides=2, activation="relu") for channels in filters],
+            *upward,
             Conv2DTranspose(1, 3),
         ],
         name="decoder",
@@ -248,6 +255,7 @@ class VQVAE(keras.Model):
         commitment_cost,
         decoder_filters=None,
         residual_blocks=0,
+        fine_blocks=0,
         codebook_decay=None,
         **kwargs,
     ):
@@ -261,13 +269,14 @@ class VQVAE(keras.Model):
             "commitment_cost": commitment_cost,
             "decoder_filters": tuple(decoder_filters or reversed(filters)),
             "residual_blocks": residual_blocks,
+            "fine_blocks": fine_blocks,
             "codebook_decay": codebook_decay,
         }
         shape = {"bottleneck": bottleneck, "latent_dim": latent_dim, "residual_blocks": residual_blocks}
         self.encoder = build_encoder(size, self.config["filters"], **shape)
         self.quantizer = VectorQuantizer(num_embeddings, latent_dim, commitment_cost, codebook_decay, name="quantizer")
         self.quantizer.build(self.encoder.output_shape)
-        self.decoder = build_decoder(size, self.config["decoder_filters"], **shape)
+        self.decoder = build_decoder(size, self.config["decoder_filters"], fine_blocks=fine_blocks, **shape)
         self.built = True
 
     def call(self, images, training=False):
@@ -889,6 +898,11 @@ def load_mean_image(folder):
     if not path.is_file():
         raise UserError(f"{path}: missing; restore it or run train.py")
     return load_image(path)
+
+
+def load_temperature(folder):
+    """The temperature of sampling that was found best for the set in `folder`."""
+    return load_config(folder)["pixelcnn"].get("temperature", 1.0)
 
 
 def _load(build, path, config):

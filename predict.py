@@ -49,11 +49,9 @@ def parse_arguments():
     generate.add_argument(
         "--temperature",
         type=dataset.temperature,
-        default=1.0,
         metavar="T",
-        help="below 1 the likely becomes likelier, above 1 the rare (default: %(default)s)",
+        help="below 1 the likely becomes likelier, above 1 the rare (default: that found best for the models)",
     )
-
     generate.add_argument(
         "--level",
         nargs="+",
@@ -125,9 +123,10 @@ def generate(args):
 
     vqvae, pixelcnn = modules.load_models(args.models)
     levels = choose_levels(args, pixelcnn)
+    temperature = args.temperature or modules.load_temperature(args.models)
     quiet = None if args.num > 10 * SHOWN else True  # None: a bar where there is a terminal
     progress = functools.partial(tqdm, unit="batch", disable=quiet, leave=False)
-    codes = modules.sample(pixelcnn, args.num, choose_seed(args), args.temperature, levels, progress)
+    codes = modules.sample(pixelcnn, args.num, choose_seed(args), temperature, levels, progress)
     with dataset.written(args.out / "codes.npy") as part:
         np.save(part, codes)
     for first in progress(range(0, args.num, SHOWN)):  # some at a time, so that their number is no matter of memory

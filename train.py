@@ -39,6 +39,7 @@ PRESETS = {
         "vqvae_learning_rate": 1e-3,
         "pixelcnn": {"filters": 128},
         "pixelcnn_learning_rate": 3e-4,
+        "temperature": 1.0,
         "flags": {
             "latent_dim": 16,
             "embeddings": 128,
@@ -56,6 +57,7 @@ PRESETS = {
             "bottleneck": 128,
             "decoder_filters": (96, 48, 24),
             "residual_blocks": 3,
+            "fine_blocks": 1,
             "codebook_decay": 0.99,
         },
         "augmented": True,
@@ -69,6 +71,7 @@ PRESETS = {
         "feature_weight": 1.0,
         "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
         "pixelcnn_learning_rate": 1.5e-3,
+        "temperature": 1.0,
         "flags": {
             "latent_dim": 32,
             "embeddings": 1024,
@@ -393,6 +396,8 @@ def train_vqvae(images, held_out, variance, settings, args, path):
     images = images[~held_out] if preset["augmented"] else images
     steps = None
     if preset["augmented"]:
+        # to learn the mean first would overshoot, and cost the decoder many of its units
+        model.decoder.layers[-1].bias.assign([images.mean(dtype=np.float64)])
         settings["epochs"] = args.vqvae_epochs
         steps = args.vqvae_epochs * -(-len(images) // args.vqvae_batch_size)
     training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
@@ -691,7 +696,8 @@ def train(args):
     config = {
         "preset": args.preset,
         "vqvae": {"network": model.config, **describe(vqvae, args.vqvae_batch_size)},
-        "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)},
+        "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)}
+        | {"temperature": PRESETS[args.preset]["temperature"]},
         "data": {
             "digest": digest,
             "genuine": dataset.is_genuine("train", digest),

@@ -21,6 +21,11 @@ from PIL import Image
 
 IMAGES = Path(__file__).resolve().parent
 ROOT = IMAGES.parent
+sys.path.insert(0, str(ROOT))
+
+import dataset
+import evaluate
+import modules
 
 
 def elsewhere(folder):
@@ -51,6 +56,38 @@ def call(target, result, *arguments):
         if done.returncode:
             sys.exit(done.returncode)
         shutil.copy(Path(out) / result, IMAGES / target)
+
+
+def beside_real(data, number=8):
+    """Draw real slices, faithful samples and sharp samples, all of the same levels in the head, none of them picked.
+
+    The faithful models cannot be asked for a level, so that of each of their samples is read by a regression fitted to
+    the training slices, and the others follow: test slices of people drawn by seed 0, sharp samples of these levels.
+    """
+    training, test = (dataset.load_split(split, data) for split in ("train", "test"))
+    real = evaluate.pictures(training.images, training.names, evaluate.owners(training.names)[1])
+    vqvae, pixelcnn = modules.load_models(dataset.MODELS / "faithful")
+    faithful = vqvae.decode(modules.sample(pixelcnn, number, seed=0))
+    samples = evaluate.pictures(faithful, [f"sample {i}" for i in range(number)])
+    read = evaluate.fit_heights(real, evaluate.fit_components(real, seed=0))(samples)
+    levels = np.clip(np.round(read).astype(int), 0, real.heights.max())
+    vqvae, pixelcnn = modules.load_models(dataset.MODELS / "sharp")
+    temperature = modules.load_temperature(dataset.MODELS / "sharp")
+    sharp = vqvae.decode(modules.sample(pixelcnn, number, 0, temperature, levels))
+    cases, heights = evaluate.owners(test.names)
+    people = np.random.default_rng(0).permutation(np.unique(cases))[:number]
+    chosen = [np.flatnonzero((cases == case) & (heights == level))[0] for case, level in zip(people, levels)]
+    order = np.argsort(levels)
+    figure, axes = plt.subplots(3, number, figsize=(1.5 * number, 4.7))
+    for row, title, images in zip(axes, ("real", "faithful", "sharp"), (test.images[chosen], faithful, sharp)):
+        row[0].set_ylabel(title, fontsize=12)
+        for axis, i in zip(row, order):
+            axis.imshow(images[i, ..., 0], "gray", vmin=-0.5, vmax=0.5)
+            axis.set(xticks=[], yticks=[])
+    for axis, i in zip(axes[0], order):
+        axis.set_title(f"level {levels[i]}", fontsize=10)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(IMAGES / "real_and_generated.png", dpi=100)
 
 
 def overview():
@@ -94,6 +131,7 @@ def main():
     args = parser.parse_args()
     data = ["--data", str(Path(args.data).resolve())] if args.data else []
     overview()
+    beside_real(args.data)
     reconstruct = ("predict.py", "reconstruct")
     call("vqvae_reconstructions.png", "reconstructions.png", *reconstruct, "--random", "4", "--seed", "0", *data)
     call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")

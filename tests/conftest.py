@@ -186,3 +186,24 @@ def trained(program, miniature_zip):
         _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
     return program.folder / "trained_models" / "faithful"
+
+
+@pytest.fixture(scope="session")
+def sharp(program, miniature):
+    """A folder of weights of the sharp preset, and the call that trained them but for --models."""
+    epochs = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+    sizes = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
+    call = (
+        "train.py",
+        "--preset",
+        "sharp",
+        "--data",
+        miniature,
+        *epochs,
+        *sizes,
+        "--embeddings",
+        64,
+        "--deterministic",
+    )
+    program.run(*call, "--no-show")
+    return program.folder / "trained_models" / "sharp", (*call, "--no-show", "--models")

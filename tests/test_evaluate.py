@@ -166,7 +166,9 @@ def test_repeated_grids_are_counted():
     grids[6, 0, :3] += 1  # 3 of 64 codes are 4.7 %
     grids[8] = known[9]
     grids[8, 0, :4] += 1
-    figures = list(evaluate.repeats(grids, known, np.arange(10)).values())
+    figures = list(
+        evaluate.repeats(*(evaluate.Codes(some, np.arange(len(some)), None) for some in (grids, known))).values()
+    )
     assert figures[0].value == 0.1 and figures[1].value == 0.2
 
 
@@ -211,18 +213,31 @@ def evaluation(program, *arguments):
 
 
 def test_models_are_measured_beside_real_slices(trained, program, miniature):
-    arguments = ("--data", miniature, "--samples", 20)
+    arguments = ("--data", miniature, "--samples", 20, "--preset", "faithful")
     results = evaluation(program, *arguments)
     assert results["sizes"] == {"reference": 48, "generated": 20, "held out": 16, "reconstructed": 16}
     assert results["compared"] == 16
     assert results["figures"].keys() == {"generated", "held out", "reconstructed", "training halves"}
-    assert results["prior"].keys() == {"training", "validation", "test", "generated"}
+    assert results["prior"]["faithful"].keys() == {"training", "validation", "test", "generated"}
     finest = {name: figures["sliced Wasserstein, 128 px"]["value"] for name, figures in results["figures"].items()}
     assert min(finest["generated"], finest["reconstructed"]) > 3 * finest["held out"]  # after three epochs
     for name in ("nearest.png", "nearest_distances.png"):
         with Image.open(program.folder / "evaluated" / name) as image:
             assert np.asarray(image.convert("L")).std() > 5
     assert evaluation(program, *arguments) == results
+
+
+def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, program, miniature):
+    results = evaluation(program, "--data", miniature, "--samples", 20, "--temperature", 0.7, 1)
+    generated = [f"{preset} generated at {t}" for preset in ("faithful", "sharp") for t in (0.7, 1)]
+    reconstructed = ["faithful reconstructed", "sharp reconstructed"]
+    assert list(results["figures"]) == [*generated, "held out", *reconstructed, "training halves"]
+    assert results["prior"]["sharp"].keys() >= {"test", "generated at 0.7", "generated at 1"}
+    cooled, drawn = (results["prior"]["sharp"][f"generated at {t}"]["bits a code"]["value"] for t in (0.7, 1))
+    assert cooled < drawn
+    assert "grids that repeat" in results["figures"]["sharp generated at 1"]
+    with Image.open(program.folder / "evaluated" / "temperatures.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
 
 
 def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(trained, program, miniature, tmp_path):
@@ -236,7 +251,7 @@ def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(trai
     (models / "config.json").write_text(json.dumps(config))
     results = evaluation(program, "--data", top, "--models", models, "--tune", "--samples", 20)
     assert results["sizes"] == {"reference": 32, "generated": 20, "held out": 16, "reconstructed": 16}
-    assert results["prior"].keys() == {"training", "validation", "generated"}
+    assert results["prior"]["models"].keys() == {"training", "validation", "generated"}
     assert "keras_png_slices_test" in program.fails(
         "evaluate.py", "--data", top, "--no-show", "--out", tmp_path / "out"
     )

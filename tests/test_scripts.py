@@ -117,27 +117,6 @@ def test_killed_and_resumed_training_ends_as_one_never_interrupted(trained, prog
     assert configs[0] == configs[1]
 
 
-@pytest.fixture(scope="module")
-def sharp(program, miniature):
-    """A folder of weights of the sharp preset, and the call that trained them but for --models."""
-    epochs = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
-    sizes = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
-    call = (
-        "train.py",
-        "--preset",
-        "sharp",
-        "--data",
-        miniature,
-        *epochs,
-        *sizes,
-        "--embeddings",
-        64,
-        "--deterministic",
-    )
-    program.run(*call, "--no-show")
-    return program.folder / "trained_models" / "sharp", (*call, "--no-show", "--models")
-
-
 def test_sharp_training_resumes_in_every_stage_to_the_same_end(sharp, program):
     expected, call = sharp
     models = program.folder / "sharp_resumed"
