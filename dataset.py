@@ -1,7 +1,8 @@
 """The data: fetches the OASIS slices, verifies them and turns them into NumPy arrays.
 
-    python dataset.py                 fetch, verify, say what is there
-    python dataset.py --data PATH     the same for a folder or a zip that you already have
+    python dataset.py                       fetch, verify, say what is there
+    python dataset.py --data PATH           the same for a folder or a zip that you already have
+    python dataset.py slices VOLUMES DIR    cut slices like these from a folder of volumes of your own
 
 The slices are axial sections of the OASIS-1 study (Marcus et al. 2007, Journal of Cognitive Neuroscience 19(9)): 8-bit
 grey PNGs of 256x256, 32 a case, each scaled to 0..255 on its own, split by case into three folders:
@@ -13,6 +14,7 @@ The networks see them at 128x128, float32 in [-0.5, 0.5]. Nothing here imports T
 
 import argparse
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
@@ -50,6 +52,15 @@ SOURCES = (  # third parties' copies, tried in this order; the content decides, 
 )
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
+LEVELS = 32  # slices of a head
+CANVAS = 256  # pixels a side of a slice's file, 1 mm each
+ATLAS = (176, 208, 176)  # voxels of 1 mm, in which OASIS-1's atlas files hold a head
+REFERENCE = Path(__file__).parent / "images" / "mean_slices.png"  # mean of all training slices by level
+COARSE = 4  # mm, pixel of the reference
+RIM = 20  # grey level of the reference at the rim of the head
+SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come without a skull
+SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
+SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut, about as in the genuine set
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that there is no space
 RESAMPLES = 2000  # for a bootstrap interval
 FIGURES = {  # what the scripts draw, beside images that they write
@@ -423,7 +434,9 @@ def find_slices(split, data=None, url=None):
         elif url:
             note(f"note: {data} is there, so {url} is not fetched; delete that folder to fetch anew")
     elif not Path(data).exists():
-        raise UserError(f"{data}: does not exist; name a folder or zip of slices with --data")
+        raise UserError(f"{data}: does not exist; name a folder or zip of slices, or a folder of volumes, with --data")
+    elif Path(data).is_dir() and not any(_members(Path(data), each) for each in SPLITS):
+        data = _sliced(Path(data))
     members = _members(Path(data), split)
     if not members:
         remedy = "delete that folder and run again to fetch it" if fetched else "name a whole set with --data"
@@ -527,6 +540,242 @@ def level_of(name):
     """The level (0 the lowest) of a slice in its head, from its name; 0 where that tells none."""
     found = re.search(r"slice_(\d+)", name)
     return int(found[1]) if found else 0
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+class Volume(NamedTuple):
+    """A file with one session of a person."""
+
+    path: Path
+    person: str
+    session: str
+
+
+def find_volumes(folder):
+    """The Volumes below a folder, in natural order, one a session; of OASIS-1's many files those in atlas space."""
+    suffixes = (".nii", ".nii.gz", ".hdr")
+    paths = [path for path in folder.rglob("*") if path.name.lower().endswith(suffixes)]
+    paths = [path for path in paths if not _litter_folder(path.relative_to(folder)) and path.is_file()]
+    paths = [path for path in paths if "_t88_gfc." in path.name] or paths
+    sessions = {}
+    for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
+        sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
+    for (person, session), several in sessions.items():
+        if len(several) > 1:
+            note(f"{person} {session}".rstrip() + f": {len(several)} volumes, of which {several[0]} is taken")
+    return [Volume(several[0], *owner) for owner, several in sessions.items()]
+
+
+def _owner(path):
+    """Person and session that a volume's path tells: as OASIS-1 or BIDS name them, or folders."""
+    if found := re.search(r"(OAS\d+_\d+)(?:_(MR\d+))?", str(path)) or re.search(
+        r"(sub-[A-Za-z0-9]+)(?:[/\\_](ses-[A-Za-z0-9]+))?", str(path)
+    ):
+        return found[1], found[2] or ""
+    return (path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), ""
+
+
+def slice_volumes(folder, target, seed=0, orientation="RAS"):
+    """Cut the volumes below `folder` into slices like the genuine ones, below `target`; returns how many volumes.
+
+    Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
+    seed, and cases.csv, which says where each case comes from. A volume that cannot be used is named and passed by.
+    Raises UserError where none can be used or `target` cannot be written.
+    """
+    from tqdm import tqdm
+
+    volumes = find_volumes(folder)
+    if not volumes:
+        raise UserError(f"{folder}: no volumes here (.nii, .nii.gz, .hdr with .img); name a folder of them")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is there already; name a new folder to write the slices to")
+    make_folder(target)
+    load_reference()  # missing, it is no fault of the volumes
+    split_of = split_people([volume.person for volume in volumes], seed)
+    staging, rows = target / ".slicing", []
+    try:
+        for volume, number in tqdm([*zip(volumes, case_numbers(volumes))], desc="slicing", unit="volume", disable=None):
+            try:
+                levels, likeness, scale = cut(*load_volume(volume.path, orientation))
+            except UserError as error:
+                note(f"passed by: {volume.path}: {error}")
+                continue
+            split = split_of[volume.person]
+            (staging / _folder_name(split)).mkdir(parents=True, exist_ok=True)
+            for k, level in enumerate(levels):
+                path = staging / _folder_name(split) / f"case_{number:03}_slice_{k}.nii.png"
+                Image.fromarray(level).save(path, format="PNG")
+            about = (volume.person, volume.session, split, volume.path.relative_to(folder))
+            rows.append((f"case_{number:03}", *about, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
+        if not rows:
+            raise UserError(f"{folder}: none of its {len(volumes)} volumes can be used")
+        with open(target / "cases.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("case", "person", "session", "split", "file", "likeness", "scale"), *rows])
+        staging.rename(target / TOP_FOLDER)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({reason(error)}); free some space and run again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(rows)
+
+
+def _sliced(folder):
+    """The folder of slices cut from the volumes below `folder`, now or before; without volumes, `folder`."""
+    volumes = find_volumes(folder)
+    if not volumes:
+        return folder
+    states = [(str(volume.path), (state := volume.path.stat()).st_size, state.st_mtime_ns) for volume in volumes]
+    target = DATASET / f"{folder.resolve().name}-{hashlib.sha256(repr(states).encode()).hexdigest()[:12]}"
+    if not (target / TOP_FOLDER).is_dir():
+        note(f"{folder}: cutting slices from {len(volumes)} volumes into {target}")
+        slice_volumes(folder, target)
+    return target
+
+
+def split_people(people, seed):
+    """Which split each person is in: {person: split}."""
+    distinct = np.random.default_rng(seed).permutation(sorted(set(people))).tolist()
+    split_of = dict.fromkeys(distinct, "train")
+    for split, share in SHARES.items():
+        count = max(1, round(share * len(split_of))) if len(split_of) > 3 or split == "test" else 0
+        for _ in range(min(count, len(distinct) - 1)):
+            split_of[distinct.pop()] = split
+    return split_of
+
+
+def case_numbers(volumes):
+    """A number for each Volume: OASIS-1's own for the first session of a person, else the next that is free."""
+    numbers = {}
+    for volume in volumes:
+        found = re.fullmatch(r"OAS\d+_(\d+)", volume.person)
+        if found and volume.session in ("", "MR1"):
+            numbers[volume] = int(found[1])
+    free = itertools.count(max(numbers.values(), default=0) + 1)
+    return [numbers[volume] if volume in numbers else next(free) for volume in volumes]
+
+
+def load_volume(path, orientation="RAS"):
+    """A volume (X, Y, Z) float32, from left to right, back to front, bottom to top, and the size of its voxels in mm.
+
+    A file that does not say how it lies (Analyze never does) is taken to have its axes run towards the three letters
+    of `orientation`. Raises UserError for what is broken, not one volume, or constant.
+    """
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        shape = image.shape
+        if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+            raise UserError(f"holds an array of shape {shape}, not one volume")
+        volume = np.asarray(image.dataobj, np.float32).reshape(shape[:3])
+    except UserError:
+        raise
+    except Exception as error:  # nibabel raises almost anything for a broken file
+        raise UserError(f"cannot be read ({reason(error) if isinstance(error, OSError) else error})") from error
+    knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
+    if knows:
+        lies = nibabel.io_orientation(image.affine)
+    else:
+        note(f"note: files like {path} do not say how they lie; taken as {orientation}, see --orientation")
+        lies = nibabel.orientations.axcodes2ornt(orientation)
+    if not np.isfinite(volume).all():
+        note(f"note: {path}: {np.sum(~np.isfinite(volume)):,} voxels are no numbers; taken as 0")
+        volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
+    if volume.min() == volume.max():
+        raise UserError("is constant")
+    sides = np.linalg.norm(image.affine[:3, :3], axis=0) if knows else image.header.get_zooms()[:3]
+    sides = np.array(sides, np.float64)[np.argsort(lies[:, 0])]
+    if not np.all((sides > 0) & np.isfinite(sides)):
+        raise UserError(f"says that its voxels measure {sides} mm")
+    return nibabel.apply_orientation(volume, lies), sides
+
+
+def cut(volume, sides):
+    """The LEVELS slices (LEVELS, CANVAS, CANVAS) uint8 of a volume (X, Y, Z), voxels of `sides` mm, as the genuine lie.
+
+    Also returns its likeness to the reference there (a correlation; None where the atlas tells the place), and by how
+    much the head was enlarged.
+    Raises UserError where the volume does not hold that part of a head.
+    """
+    from scipy.ndimage import affine_transform
+
+    if volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3):
+        scale, centre, likeness = 1.0, (np.array(ATLAS) - 1) / 2, None
+    else:
+        scale, centre, likeness = place(volume, sides)
+    step = 1 / (scale * sides)
+    shape = np.array([CANVAS, CANVAS, LEVELS])
+    slab = affine_transform(volume, step, centre - step * (shape - 1) / 2, output_shape=tuple(shape), order=1)
+    levels = np.moveaxis(slab, 2, 0)
+    low, high = levels.min(axis=(1, 2), keepdims=True), levels.max(axis=(1, 2), keepdims=True)
+    if np.any(low == high):
+        raise UserError("has nothing in some slices of the part that is cut")
+    return np.round((levels - low) * (255 / (high - low))).astype(np.uint8), likeness, scale
+
+
+def place(volume, sides):
+    """Where a volume looks most like the reference: scale of the head, centre (3,) in voxels, and the correlation."""
+    from scipy.ndimage import affine_transform, binary_erosion, gaussian_filter
+
+    reference = load_reference()
+    mask = binary_erosion(reference > RIM, np.ones((3, 3, 1)), iterations=SKULL)
+    # both are smoothed across, for the grids on which they are compared may be half a pixel apart
+    reference = gaussian_filter(reference, (1, 1, 0))
+    smooth = gaussian_filter(volume / np.abs(volume).max(), np.array([COARSE, COARSE, 0]) / sides)
+    margin = np.array([*reference.shape[:2], 0]) // 2
+    found = []
+    for scale in SCALES:
+        step = np.array([COARSE, COARSE, 1]) / (scale * sides)
+        shape = np.ceil(volume.shape / step).astype(int) + 2 * margin
+        if np.any(shape < reference.shape):
+            continue
+        grid = affine_transform(smooth, step, -step * margin, output_shape=tuple(shape), order=1)
+        correlation = correlate(grid, reference, mask)
+        corner = _peak(correlation) - margin
+        found.append((correlation.max(), scale, step * (corner + (np.array(reference.shape) - 1) / 2)))
+    if not found:
+        raise UserError(f"is too low for {LEVELS} mm of a head")
+    likeness, scale, centre = max(found, key=lambda each: each[0])
+    return scale, centre, likeness
+
+
+def _peak(values):
+    """Index (3,) float of the highest of values (A, B, C), between samples by a parabola along each axis."""
+    highest = np.unravel_index(values.argmax(), values.shape)
+    index = np.array(highest, float)
+    for axis, (i, length) in enumerate(zip(highest, values.shape)):
+        if 0 < i < length - 1:
+            line = values[(*highest[:axis], slice(i - 1, i + 2), *highest[axis + 1 :])]
+            index[axis] += 0.5 * (line[0] - line[2]) / (line[0] - 2 * line[1] + line[2])
+    return index
+
+
+@functools.cache
+def load_reference():
+    """The mean slices (CANVAS / COARSE, CANVAS / COARSE, LEVELS) float32 of the genuine training split."""
+    if not REFERENCE.is_file():
+        raise UserError(f"{REFERENCE}: missing; restore it")
+    side = CANVAS // COARSE
+    mosaic = np.asarray(Image.open(REFERENCE), np.float32)  # rows of levels
+    levels = mosaic.reshape(-1, side, mosaic.shape[1] // side, side).swapaxes(1, 2).reshape(LEVELS, side, side)
+    return np.moveaxis(levels, 0, 2)
+
+
+def correlate(volume, reference, mask):
+    """Correlation (-1 to 1) of a reference, where the mask is, with every part of a volume that has its shape."""
+    from scipy.fft import irfftn, rfftn
+
+    valid = tuple(slice(whole - part + 1) for whole, part in zip(volume.shape, reference.shape))
+    once, squared = (rfftn(each) for each in (volume, volume**2))
+
+    def sums(spectrum, weights):
+        return irfftn(spectrum * np.conj(rfftn(weights.astype(np.float32), volume.shape)), volume.shape)[valid]
+
+    reference = np.where(mask, reference - reference[mask].mean(), 0)
+    spread = sums(squared, mask) - sums(once, mask) ** 2 / mask.sum()
+    return sums(once, reference) / np.sqrt(np.maximum(spread, 1e-3) * np.sum(reference**2))
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
@@ -690,7 +939,31 @@ def save_image(path, image):
 def main():
     parser = argparse.ArgumentParser(description="Fetch the OASIS slices, verify them, and say what is there.")
     add_data_arguments(parser)
+    commands = parser.add_subparsers(dest="command", metavar="{slices}")
+    slices = commands.add_parser(
+        "slices",
+        help="cut slices from volumes",
+        description="Cut slices like the genuine ones from volumes: NIfTI (.nii, .nii.gz) or Analyze (.hdr with .img).",
+    )
+    slices.add_argument("volumes", type=Path, metavar="VOLUMES", help="folder of volumes, at any depth")
+    slices.add_argument("target", type=Path, metavar="DIR", help="new folder for the slices")
+    slices.add_argument("--seed", type=seed, default=0, metavar="N", help="of who is in which split (%(default)s)")
+    slices.add_argument(
+        "--orientation",
+        type=orientation,
+        default="RAS",
+        metavar="CODE",
+        help="where the axes of files that do not say so run to, a letter each: L or R, P or A, I or S (default: "
+        "%(default)s, as in OASIS-1's atlas files)",
+    )
     args = parser.parse_args()
+    if args.command == "slices":
+        if not args.volumes.is_dir():
+            raise UserError(f"{args.volumes}: not a folder; name a folder of volumes")
+        number = slice_volumes(args.volumes, args.target, args.seed, args.orientation)
+        print(f"{number} volumes, {number * LEVELS:,} slices in {args.target / TOP_FOLDER}")
+        print(args.target / "cases.csv")
+        return
     for split in ("train", "test", "validate"):
         if split == "validate" and not _members(Path(args.data or DATASET / TOP_FOLDER), split):
             print("validate: not there, and not needed")
@@ -702,6 +975,14 @@ def main():
         print(
             f"{split}: {len(slices.names):,} slices of {cases} cases, {state}; array {shape}, variance {variance:.5f}"
         )
+
+
+def orientation(text):
+    """Argument type: a letter for each axis, such as RAS."""
+    code = text.upper()
+    if len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
+        return code
+    raise argparse.ArgumentTypeError(f"{text!r} is not a letter for each axis (L or R, P or A, I or S), such as RAS")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,8 @@ class Program:
         self.folder = folder
         for script in ROOT.glob("*.py"):
             shutil.copy(script, folder)
+        (folder / "images").mkdir()
+        shutil.copy(ROOT / "images" / "mean_slices.png", folder / "images")
 
     def command(self, *arguments):
         return [sys.executable, *map(str, arguments)]

@@ -1,0 +1,159 @@
+"""Slices cut from volumes: of a phantom whose left, front and top are marked, however a file holds it."""
+
+import csv
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from PIL import Image
+from scipy.ndimage import affine_transform
+
+import dataset
+
+EXTENT = np.array([192, 224, 150])  # mm
+MIDDLE = np.array([96, 112, 90])  # of the part that is to be cut, mm
+CODES = ("RAS", "LAS", "RPI", "LPS", "ASL", "PIR", "SRA", "ILP")
+
+
+def phantom(sides):
+    """A head (X, Y, Z) float32, left to right, back to front, bottom to top, in voxels of `sides` mm."""
+    reference = dataset.load_reference()
+    sides = np.array(sides, float)
+    to_reference = sides / (dataset.COARSE, dataset.COARSE, 1)
+    offset = (np.array(reference.shape) - 1) / 2 - MIDDLE / (dataset.COARSE, dataset.COARSE, 1)
+    shape = tuple(np.ceil(EXTENT / sides).astype(int))
+    head = affine_transform(reference, to_reference, offset, output_shape=shape, order=1, mode="nearest")
+    for low, high in (
+        ((30, 100, 80), (40, 110, 90)),
+        ((90, 190, 80), (100, 200, 90)),
+        ((90, 100, 102), (100, 110, 112)),
+    ):
+        low, high = (np.round(np.array(corner) / sides).astype(int) for corner in (low, high))
+        head[tuple(map(slice, low, high))] = 200  # left, front and top
+    return head
+
+
+def save(path, head, code, sides=(2, 2, 2)):
+    """Write a volume with its axes running towards the letters of `code`; Analyze does not say so."""
+    image = nibabel.Nifti1Image(head, np.diag([*map(float, sides), 1]))
+    image = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(code)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".img":
+        header = nibabel.AnalyzeHeader()
+        header.set_data_shape(image.shape)
+        header.set_data_dtype(np.float32)
+        header.set_zooms(image.header.get_zooms())
+        image = nibabel.AnalyzeImage(np.asarray(image.dataobj), None, header)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def head():
+    return phantom((2, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def slices(head):
+    return dataset.cut(head, np.array([2.0, 2.0, 2.0]))[0]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_volume_lies_the_same_whatever_its_orientation(head, code, tmp_path):
+    volume, sides = dataset.load_volume(save(tmp_path / "head.nii.gz", head, code))
+    np.testing.assert_array_equal(volume, head)
+    np.testing.assert_allclose(sides, 2)
+    volume, sides = dataset.load_volume(save(tmp_path / "head.img", head, code).with_suffix(".hdr"), code)
+    np.testing.assert_array_equal(volume, head)
+
+
+def test_slices_show_the_part_that_the_reference_shows_left_above_front_at_the_right(slices):
+    assert slices.shape == (32, 256, 256) and slices.dtype == np.uint8
+    assert np.all(slices.min(axis=(1, 2)) == 0) and np.all(slices.max(axis=(1, 2)) == 255)
+    reference = np.moveaxis(dataset.load_reference(), 2, 0)
+    small = slices.reshape(32, 64, 4, 64, 4).mean(axis=(2, 4))
+    assert np.corrcoef(small[3:-3].ravel(), reference[3:-3].ravel())[0, 1] > 0.97
+    left, front, top = slices[10, 64:68, 119:125], slices[10, 124:130, 210:214], slices[:, 124:130, 119:125]
+    assert left.mean() > 220 and slices[10, 187:191, 119:125].mean() < 150
+    assert front.mean() > 220 and slices[10, 124:130, 42:46].mean() < 150
+    assert np.all(top[28:31].mean(axis=(1, 2)) > 220) and top[:24].mean() < 150
+
+
+def test_voxels_need_not_be_cubes(slices):
+    thick = dataset.cut(phantom((1.5, 2, 4)), np.array([1.5, 2, 4]))[0]
+    assert np.abs(thick[4:-4].astype(float) - slices[4:-4]).mean() < 6
+
+
+def test_volume_in_atlas_space_is_cut_and_nothing_else():
+    volume = np.random.default_rng(0).random(dataset.ATLAS, np.float32)
+    levels, likeness, scale = dataset.cut(volume, np.ones(3))
+    assert likeness is None and scale == 1
+    middle = volume[:, :, 72:104]
+    low, high = middle.min(axis=(0, 1)), middle.max(axis=(0, 1))
+    expected = np.zeros((32, 256, 256))
+    expected[:, 40:216, 24:232] = np.moveaxis(np.round((middle - low) / (high - low) * 255), 2, 0)
+    assert np.abs(levels - expected).max() <= 1
+
+
+def test_folder_of_volumes_becomes_a_set_like_the_genuine_one(head, slices, program, tmp_path):
+    volumes, target = tmp_path / "volumes", tmp_path / "slices"
+    for number in range(1, 6):
+        for session in ("MR1", "MR2") if number == 2 else ("MR1",):
+            atlas = volumes / f"disc1/OAS1_{number:04}_{session}/PROCESSED/MPRAGE/T88_111/x_t88_gfc.img"
+            save(atlas, np.random.default_rng(number).random(dataset.ATLAS, np.float32), "RAS", (1, 1, 1))
+    save(volumes / "disc1/OAS1_0001_MR1/RAW/x_mpr-1_anon.img", head, "RAS")  # not the one in atlas space
+    out, _ = program.run("dataset.py", "slices", volumes, target)
+    assert "6 volumes, 192 slices" in out
+    with open(target / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [f"case_{i:03}" for i in (1, 2, 6, 3, 4, 5)]  # the second session is last
+    assert rows[1]["person"] == rows[2]["person"] == "OAS1_0002" and rows[1]["split"] == rows[2]["split"]
+    splits = {row["person"]: row["split"] for row in rows}
+    assert sorted(splits.values()) == ["test", "train", "train", "train", "validate"]
+    for row in rows:
+        folder = target / "keras_png_slices_data" / f"keras_png_slices_{row['split']}"
+        assert all((folder / f"{row['case']}_slice_{k}.nii.png").exists() for k in range(32))
+    assert "is there already" in program.fails("dataset.py", "slices", volumes, target)
+
+
+def test_what_cannot_be_used_is_named_and_passed_by(head, slices, program, tmp_path):
+    volumes, target = tmp_path / "volumes", tmp_path / "slices"
+    save(volumes / "sub-1/anat/sub-1_T1w.nii.gz", head, "RAS")
+    save(volumes / "sub-1/anat/sub-1_run-2_T1w.nii", head, "RAS")
+    save(volumes / "sub-2/sub-2_T1w.nii", np.where(head > 190, np.nan, head), "LPS")
+    save(volumes / "sub-3.nii", np.full((20, 20, 20), 7.0, np.float32), "RAS")
+    save(volumes / "sub-4.nii", np.stack([head, head], axis=-1)[:20], "RAS")
+    save(volumes / "sub-5.nii", head[:, :, :10], "RAS")
+    (volumes / "sub-6.nii.gz").write_bytes(b"no volume")
+    (volumes / "sub-7.hdr").write_bytes(b"no volume either")
+    _, err = program.run("dataset.py", "slices", volumes, target)
+    for line in (
+        "sub-1: 2 volumes",
+        "voxels are no numbers",
+        "is constant",
+        "not one volume",
+        "too low",
+        "sub-6",
+        "sub-7",
+    ):
+        assert line in err, line
+    written = sorted((target / "keras_png_slices_data").rglob("*_slice_10.nii.png"))
+    assert len(written) == 2
+    assert any(np.array_equal(np.asarray(Image.open(path)), slices[10]) for path in written)
+
+
+def test_scripts_take_a_folder_of_volumes(head, trained, program, tmp_path):
+    volumes = tmp_path / "study"
+    for number in range(3):
+        save(volumes / f"sub-{number}.nii", head, "LAS")
+    _, err = program.run("ssim.py", "--data", volumes, "--no-show")
+    assert "cutting slices from 3 volumes" in err
+    _, err = program.run("ssim.py", "--data", volumes, "--no-show")
+    assert "cutting" not in err
+
+
+def test_wrong_calls_are_refused_in_one_line(program, tmp_path):
+    assert "no volumes here" in program.fails("dataset.py", "slices", tmp_path, tmp_path / "new")
+    assert "not a folder" in program.fails("dataset.py", "slices", tmp_path / "none", tmp_path / "new")
+    program.fails("dataset.py", "slices", tmp_path, tmp_path / "new", "--orientation", "RRS", status=2)
