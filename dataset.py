@@ -32,7 +32,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -74,6 +74,8 @@ FIGURES = {  # what the scripts draw, beside images that they write
     "pixelcnn": "pixelcnn_training_plot.png",
 }
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CACHE = 2**30  # bytes of slices, or of their codes, that are kept in memory
+SOME = 512  # images decoded at a time
 TIMEOUT = 20  # seconds to connect, and without a byte
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # in favour of the next line
 MAX_PIXELS = 64_000_000  # of an image a user names: far beyond any scan or photograph worth shrinking to 128x128
@@ -413,11 +415,54 @@ def _extract(member, folder):
 
 
 class Member(NamedTuple):
-    """One image of a split, in a folder or in a zip."""
+    """One image of a split: its file name, and the folder or zip that it is in, which all share."""
 
     name: str
-    where: str  # for messages
-    read: Callable[[], bytes]
+    holder: "Folder | Archive"
+
+    @property
+    def where(self):
+        return self.holder.where(self.name)
+
+    def read(self):
+        return self.holder.read(self.name)
+
+
+class Folder:
+    """A folder of images."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def where(self, name):
+        return os.path.join(self.path, name)
+
+    def read(self, name):
+        return Path(self.path, name).read_bytes()
+
+    def members(self):
+        with os.scandir(self.path) as files:
+            return [Member(file.name, self) for file in files if not _litter(file.name) and file.is_file()]
+
+
+class Archive:
+    """The images of a folder in a zip: `infos` are the zip's members by file name."""
+
+    def __init__(self, path, archive, infos):
+        self.path, self.archive, self.infos = path, archive, infos
+
+    def where(self, name):
+        return f"{self.path}: {self.infos[name].filename}"
+
+    def read(self, name):
+        try:
+            return self.archive.read(self.infos[name])
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            filename = self.infos[name].filename
+            raise UserError(f"{self.path}: the zip is corrupt at {filename} ({error}); fetch it again") from error
+
+    def members(self):
+        return [Member(name, self) for name in self.infos]
 
 
 def find_slices(split, data=None, url=None):
@@ -458,8 +503,7 @@ def _folder_members(path, split):
     for depth in range(DEPTH + 1):
         below = sorted(folder.relative_to(path) for folder in path.glob("*/" * depth + name))
         found = found or [path / folder for folder in below if not _litter_folder(folder)]
-    files = [file for file in found[0].iterdir() if file.is_file()] if found else []
-    return [Member(file.name, str(file), file.read_bytes) for file in files if not _litter(file.name)]
+    return Folder(found[0]).members() if found else []
 
 
 def _zip_members(path, split):
@@ -476,19 +520,9 @@ def _zip_members(path, split):
             )
         if member.parent.name == _folder_name(split) and not _litter_folder(member.parent):
             if not info.is_dir() and not _litter(member.name):
-                folders.setdefault(member.parent, []).append(info)
+                folders.setdefault(member.parent, {})[member.name] = info
     shallowest = min(folders, key=lambda folder: len(folder.parts), default=None)
-    return [_zip_member(path, archive, info) for info in folders.get(shallowest, [])]
-
-
-def _zip_member(path, archive, info):
-    def read():
-        try:
-            return archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path}: the zip is corrupt at {info.filename} ({error}); fetch it again") from error
-
-    return Member(PurePosixPath(info.filename).name, f"{path}: {info.filename}", read)
+    return Archive(path, archive, folders.get(shallowest, {})).members()
 
 
 def _litter_folder(path):
@@ -782,9 +816,12 @@ def correlate(volume, reference, mask):
 
 
 class Slices(NamedTuple):
-    """A split: images (N, 128, 128, 1) float32 in [-0.5, 0.5], their file names, and the digest of the files."""
+    """A split: images (N, 128, 128, 1) float32 in [-0.5, 0.5], their file names, and the digest of the files.
 
-    images: np.ndarray
+    From `open_split` images are a Store that gives such when it is indexed.
+    """
+
+    images: "np.ndarray | Store"
     names: list
     digest: str
 
@@ -796,10 +833,76 @@ def load_split(split, data=None, url=None):
     `url` first. Raises UserError where they are missing, partial, broken or not images.
     """
     members = find_slices(split, data, url)
-    images, digests = _load(members)
+    images = np.empty((len(members), SIZE, SIZE, 1), np.float32)
+    digest = _checked(split, members, _read(members, images.__setitem__))
+    return Slices(images, [member.name for member in members], digest)
+
+
+def open_split(split, folder, data=None, url=None):
+    """What `load_split` gives, but its images are a Store, whose file, where it needs one, is in `folder`."""
+    members = find_slices(split, data, url)
+    images = Store((len(members), SIZE, SIZE, 1), np.uint16, folder / "slices.bin", None, _from_quarters, _to_quarters)
+    digest = _checked(split, members, _read(members, images.__setitem__))
+    return Slices(images, [member.name for member in members], digest)
+
+
+def _checked(split, members, digests):
     digest = _digest(members, digests)
     _check_genuine(split, members, digests, digest)
-    return Slices(images, [member.name for member in members], digest)
+    return digest
+
+
+class Store:
+    """Items (N, ...), kept as `dtype` in memory up to `limit` (CACHE) bytes, beyond in a file; written slice by slice.
+
+    `unpacked` makes of kept items what indexing returns, `packed` makes kept items of what is written.
+    """
+
+    def __init__(self, shape, dtype, path, limit=None, unpacked=None, packed=None):
+        self.shape, self.dtype, self.path = shape, np.dtype(dtype), path
+        self.unpacked, self.packed = unpacked or (lambda items: items), packed or (lambda items: items)
+        self.kept = None
+        if math.prod(shape) * self.dtype.itemsize <= (CACHE if limit is None else limit):
+            self.kept = np.empty(shape, dtype)
+        else:
+            self._write(b"", 0, "wb")
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, chosen):
+        kept = self.kept
+        if kept is None:  # mapped for this call alone, so that what was read does not stay in memory
+            kept = np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        return self.unpacked(np.array(kept[chosen]))
+
+    def __setitem__(self, chosen, items):
+        items = np.ascontiguousarray(self.packed(items), self.dtype)
+        if self.kept is None:
+            self._write(items.data, chosen.start * math.prod(self.shape[1:]) * self.dtype.itemsize, "r+b")
+        else:
+            self.kept[chosen] = items
+
+    def _write(self, content, place, mode):
+        try:
+            with open(self.path, mode) as file:
+                file.seek(place)
+                file.write(content)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({reason(error)}); free some space and run again"
+            ) from error
+
+
+# What is kept of a slice is its grey levels in quarters, to which `prepare` rounds: half the size of floats.
+
+
+def _to_quarters(images):
+    return np.round((images + np.float32(0.5)) * 1020)
+
+
+def _from_quarters(quarters):
+    return quarters / np.float32(1020) - np.float32(0.5)
 
 
 def load_folder(folder):
@@ -814,22 +917,26 @@ def load_folder(folder):
     if not files:
         raise UserError(f"{folder}: no images here; name a folder of images")
     files.sort(key=lambda file: natural_order(file.name))
-    members = [Member(file.name, str(file), file.read_bytes) for file in files]
-    images, digests = _load(members)
-    return Slices(images, [member.name for member in members], _digest(members, digests))
-
-
-def _load(members):
-    """Images (N, 128, 128, 1) float32 in [-0.5, 0.5] of Members, and the sha256 of each file."""
+    members = [Member(file.name, Folder(folder)) for file in files]
     images = np.empty((len(members), SIZE, SIZE, 1), np.float32)
+    digest = _digest(members, _read(members, images.__setitem__))
+    return Slices(images, [member.name for member in members], digest)
 
-    def load(index):
-        content = members[index].read()
-        images[index] = prepare(read_levels(content, members[index].where))
-        return hashlib.sha256(content).hexdigest()
 
+def _read(members, store):
+    """The sha256 of each Member's file; calls `store(slice, images (n, 128, 128, 1) float32)` for some at a time."""
+
+    def read(member):
+        content = member.read()
+        return hashlib.sha256(content).hexdigest(), prepare(read_levels(content, member.where))
+
+    digests = []
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        return images, list(pool.map(load, range(len(members))))
+        for start in range(0, len(members), SOME):
+            some = list(pool.map(read, members[start : start + SOME]))
+            digests += [digest for digest, _ in some]
+            store(slice(start, start + len(some)), np.stack([image for _, image in some]))
+    return digests
 
 
 def is_genuine(split, digest):
@@ -837,8 +944,10 @@ def is_genuine(split, digest):
 
 
 def _digest(members, digests):
-    lines = sorted((member.name, digest) for member, digest in zip(members, digests))
-    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
+    total = hashlib.sha256()
+    for name, digest in sorted((member.name, digest) for member, digest in zip(members, digests)):
+        total.update(f"{digest}  {name}\n".encode())
+    return total.hexdigest()
 
 
 def _check_genuine(split, members, digests, digest):
@@ -897,7 +1006,8 @@ def _stretch(levels):
 def prepare(levels):
     """Grey levels (H, W) in 0..255 to an image (128, 128, 1) float32 in [-0.5, 0.5].
 
-    The longer side becomes 128 pixels, the shorter is padded with black.
+    The longer side becomes 128 pixels, the shorter is padded with black. Levels are rounded to quarters, which a mean
+    of four pixels, as of a slice, has anyway.
     """
     scale = SIZE / max(levels.shape)
     height, width = (max(1, round(side * scale)) for side in levels.shape)
@@ -908,7 +1018,7 @@ def prepare(levels):
     if height != width:
         top, left = (SIZE - height) // 2, (SIZE - width) // 2
         levels = np.pad(levels, ((top, SIZE - height - top), (left, SIZE - width - left)))
-    return levels[..., None] / np.float32(255) - np.float32(0.5)
+    return np.round(4 * levels[..., None]) / np.float32(1020) - np.float32(0.5)
 
 
 def load_image(path):

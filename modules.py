@@ -117,17 +117,27 @@ class VectorQuantizer(layers.Layer):
                 ops.segment_sum(latents, codes, self.num_embeddings),
             ],
         )
-        usual = ops.sum(counts) / self.num_embeddings
+        total = ops.sum(counts)
+        usual = total / self.num_embeddings
         counts = self.decay * self.counts + (1 - self.decay) * counts
         sums = self.decay * self.sums + (1 - self.decay) * sums
-        drawn = keras.random.randint((self.num_embeddings,), 0, ops.shape(latents)[0], seed=self.draws)
-        candidates = replicas.all_reduce("mean", ops.take(latents, drawn, axis=0))
+        candidates = self._draw(latents, replicas, ops.cast(total, "int32"))
         dying = counts < REVIVE * usual
         counts = ops.where(dying, usual, counts)
         sums = ops.where(dying[:, None], usual * candidates, sums)
         self.counts.assign(counts)
         self.sums.assign(sums)
         self.codebook.assign(sums / counts[:, None])
+
+    def _draw(self, latents, replicas, total):
+        """A latent vector for each code (K, D), drawn from the `total` that the latents (M, D) of all replicas are."""
+        drawn = keras.random.randint((self.num_embeddings,), 0, total, seed=self.draws)
+        place, number = replicas.replica_id_in_sync_group, tf.distribute.get_strategy().num_replicas_in_sync
+        sizes = replicas.all_reduce("sum", ops.one_hot(place, number, dtype="int32") * ops.shape(latents)[0])
+        index = drawn - ops.sum(sizes * ops.cast(ops.arange(number) < place, "int32"))  # among this replica's own
+        mine = (index >= 0) & (index < ops.shape(latents)[0])
+        found = ops.take(latents, ops.where(mine, index, 0), axis=0)
+        return replicas.all_reduce("sum", ops.where(mine[:, None], found, 0.0))
 
     def get_config(self):
         return super().get_config() | {

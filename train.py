@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import platform
 import shlex
 import shutil
@@ -182,7 +183,7 @@ def choose_precision(asked, deterministic=False, checkpoint=None):
 
 def _convolution(dtype):
     """A function that times a convolution and its gradients."""
-    import tensorflow as tf
+    from modules import tf
 
     images, kernel = tf.ones((64, 32, 32, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
 
@@ -222,14 +223,10 @@ class Training:
     for each finished epoch. Where a figure `monitor` is named, `best` has the weights of the epoch where it was lowest.
     """
 
-    def __init__(self, name, model, learning_rate, settings, path, monitor=None, steps=None, adam=None):
-        import keras
-
+    def __init__(self, name, model, learning_rate, settings, path, monitor=None, steps=None, **adam):
         self.name, self.model, self.settings, self.path, self.monitor = name, model, settings, path, monitor
         self.learning_rate = learning_rate  # that of the first step, if it falls along a cosine over `steps`
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps) if steps else learning_rate
-        self.optimizer = keras.optimizers.Adam(schedule, **adam or {})
-        self.optimizer.build(model.trainable_variables)
+        self.optimizer = make_adam(model.trainable_variables, learning_rate, steps, **adam)
         self.history, self.best, self.others = [], [], []
 
     @property
@@ -254,6 +251,8 @@ class Training:
         return [*self.model.variables, *self.optimizer.variables, *self.others]
 
     def _save(self):
+        if not writes():
+            return
         state = json.dumps({"settings": self.settings, "history": self.history})
         arrays = {f"variable_{i}": np.asarray(variable) for i, variable in enumerate(self._variables())}
         arrays |= {f"best_{i}": weight for i, weight in enumerate(self.best)}
@@ -265,6 +264,9 @@ class Training:
         if not self.path.exists():
             return
         state, arrays = load_checkpoint(self.path)
+        if state["settings"].get("codes") != self.settings.get("codes"):
+            note(f"{self.path} is for the codes of another VQ-VAE; starting that afresh")
+            return
         self._check(state["settings"])
         for i, variable in enumerate(self._variables()):
             variable.assign(arrays[f"variable_{i}"])
@@ -286,21 +288,14 @@ class Training:
             self.model.set_weights(self.best)
 
 
-def make_step(training, loss, arrays):
-    """A compiled training step on a batch of each array; returns the figures that `loss(model, *batch)` gives."""
-    import tensorflow as tf
+def make_adam(variables, learning_rate, steps=None, **adam):
+    """Adam for some variables; where `steps` are given its rate falls to zero over them, along a cosine."""
+    import keras
 
-    model, optimizer = training.model, training.optimizer
-
-    # one graph for batches of any size: a resumed training must not compute by another than the interrupted one
-    @tf.function(input_signature=[tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays])
-    def step(*batch):
-        with tf.GradientTape() as tape:
-            value, figures = loss(model, *batch)
-        optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
-        return figures
-
-    return step
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps) if steps else learning_rate
+    optimizer = keras.optimizers.Adam(schedule, **adam)
+    optimizer.build(variables)
+    return optimizer
 
 
 def shuffled(count, batch_size, seed):
@@ -309,51 +304,165 @@ def shuffled(count, batch_size, seed):
     return [order[i : i + batch_size] for i in range(0, count, batch_size)]
 
 
-def mirrored(images, rng):
-    """Images (N, H, W, 1), each with its left and right exchanged (the vertical axis here) with a chance of a half."""
-    turned = rng.random(len(images)) < 0.5
-    return [np.where(turned[:, None, None, None], images[:, ::-1], images)]
+def feed(strategy, read, batches, seed):
+    """The batches as `strategy` takes them: each replica gets its part of a batch, and that part's share of it.
+
+    `read(indices, turned)` gives the arrays of some items, of which `turned` (bool) are to be mirrored: about a half,
+    drawn by the seed. A batch of fewer items than there are replicas is left out.
+    """
+    from modules import tf
+
+    batches = [batch for batch in batches if len(batch) >= strategy.num_replicas_in_sync]
+
+    def pipeline(context):
+        here = context.num_replicas_in_sync // context.num_input_pipelines  # replicas of this worker
+
+        def part(number):
+            batch, replica = batches[number // here], context.input_pipeline_id * here + number % here
+            turned = np.random.default_rng((*seed, number // here)).random(len(batch)) < 0.5
+            mine = np.array_split(np.arange(len(batch)), context.num_replicas_in_sync)[replica]
+            return np.float32(len(mine) / len(batch)), *read(batch[mine], turned[mine])
+
+        example = part(0)
+        types = [value.dtype for value in example]
+
+        def load(number):
+            arrays = tf.numpy_function(part, [number], types)
+            for array, value in zip(arrays, example):
+                array.set_shape((None, *value.shape[1:]) if value.ndim else ())
+            return arrays
+
+        numbers = tf.data.Dataset.range(len(batches) * here)
+        return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(2 * here)
+
+    return strategy.distribute_datasets_from_function(pipeline), len(batches)
 
 
-def fit(training, step, summarise, arrays, epochs, batch_size, seed, augment=None):
-    """Train until `epochs` epochs are finished.
+def make_step(strategy, gradients, signature):
+    """A compiled training step on a batch from `feed`, of the element_spec `signature`; returns figures.
 
-    `step`, called on a batch of each of `arrays`, takes a training step and returns figures to report: means over the
-    batch, or sums where the name ends in "counts". `summarise` turns their means (sums) over an epoch into the
-    epoch's figures and a line to print. `augment(*batch, rng)` returns what the loss is called on.
+    `gradients(*arrays)` gives a list of (optimizer, gradients, variables), and figures: means over the arrays' items,
+    or sums where the name ends in "counts". Both are put together over all replicas.
+    """
+    from modules import tf
+
+    def replica_step(share, *arrays):
+        updates, figures = gradients(*arrays)
+        replicas = tf.distribute.get_replica_context()
+        for optimizer, values, variables in updates:
+            optimizer.apply(replicas.all_reduce("sum", [share * value for value in values]), variables)
+        weighted = [value if name.endswith("counts") else share * value for name, value in figures.items()]
+        return dict(zip(figures, replicas.all_reduce("sum", weighted)))
+
+    # one graph for batches of any size: a resumed training must not compute by another than the interrupted one
+    @tf.function(input_signature=signature)
+    def step(*batch):
+        figures = strategy.run(replica_step, batch)
+        return {name: strategy.experimental_local_results(value)[0] for name, value in figures.items()}
+
+    return step
+
+
+def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
+    """Train until `epochs` epochs are finished, each on the items 0..count-1 that `read` gives (see `feed`).
+
+    `gradients` is what `make_step` takes. `summarise` turns its means (sums) over an epoch into the epoch's figures and
+    a line to print.
     """
     import keras
+    from modules import tf
 
-    count = len(arrays[0])
+    strategy, step = tf.distribute.get_strategy(), None
+    agree(training, strategy)
     for epoch in range(len(training.history), epochs):
         print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
         began = time.perf_counter()
-        batches = shuffled(count, batch_size, (seed, epoch))
-        progress = keras.utils.Progbar(len(batches), verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"])
+        batches, number_of_batches = feed(strategy, read, shuffled(count, batch_size, (seed, epoch)), (seed, epoch))
+        step = step or make_step(strategy, gradients, batches.element_spec)
+        progress = keras.utils.Progbar(
+            number_of_batches, verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"]
+        )
         totals = {}
-        for number, batch in enumerate(batches, start=1):
-            content = [array[batch] for array in arrays]
-            if augment:
-                content = augment(*content, np.random.default_rng((seed, epoch, number)))
-            for name, value in step(*content).items():
-                weight = 1 if name.endswith("counts") else len(batch) / count
-                totals[name] = totals.get(name, 0) + weight * np.asarray(value, np.float64)
-            progress.update(number, [("loss", totals["loss"] * count / min(count, number * batch_size))])
+        for number, batch in enumerate(batches):
+            weight = min(batch_size, count - number * batch_size) / count
+            for name, value in step(*batch).items():
+                value = np.asarray(value, np.float64)
+                totals[name] = totals.get(name, 0) + (value if name.endswith("counts") else weight * value)
+            progress.update(number + 1, [("loss", totals["loss"] * count / min(count, (number + 1) * batch_size))])
         figures, line = summarise(totals)
         training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
         print(line, flush=True)
 
 
+# --- several devices --------------------------------------------------------------------------------------------------
+
+
+def choose_strategy():
+    """How tf.distribute spreads the training: over machines where TF_CONFIG names them, over the GPUs of this one.
+
+    SLURM names machines by variables of its own. Call it before TensorFlow computes anything.
+    """
+    from modules import tf
+
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def worker():
+    """The number of this process among the workers of a training, 0 where it is alone."""
+    from modules import tf
+
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    return resolver.task_id or 0 if resolver else 0
+
+
+def writes():
+    """Whether this process is the one of the workers that writes files."""
+    return worker() == 0
+
+
+def of_all(strategy, number):
+    """The `number` of each replica's process (replicas,) float."""
+    from modules import tf
+
+    @tf.function
+    def gather():
+        def mine():
+            replicas = tf.distribute.get_replica_context()
+            place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
+            return replicas.all_reduce("sum", number * place)
+
+        return strategy.experimental_local_results(strategy.run(mine))[0]
+
+    return np.asarray(gather())
+
+
+def agree(training, strategy):
+    """Raise UserError where workers would not continue after the same epoch."""
+    finished = of_all(strategy, float(len(training.history)))
+    if np.ptp(finished):
+        epochs = ", ".join(f"{epoch:g}" for epoch in finished)
+        raise UserError(
+            f"{training.path}: workers found checkpoints of different epochs ({epochs}); they must share that folder"
+        )
+
+
 # --- the two models ---------------------------------------------------------------------------------------------------
 
 
-def vqvae_loss(variance, ssim_weight=0.0):
-    """The loss of a VQVAE, and its figures, on images (N, size, size, 1) from data of that variance."""
+def vqvae_loss(model, variance, ssim_weight=0.0):
+    """The loss of a VQVAE, and its figures, as a function of images (N, size, size, 1) from data of that variance."""
     from keras import ops
 
     import modules
 
-    def loss(model, images):
+    def loss(images):
         reconstructions, codes, quantizer_loss = model(images, training=True)
         reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
         total = reconstruction_loss + quantizer_loss
@@ -370,7 +479,7 @@ def vqvae_loss(variance, ssim_weight=0.0):
 
 
 def train_vqvae(images, held_out, variance, settings, args, path):
-    """Train a VQVAE on images (N, 128, 128, 1) of that variance; returns its Training.
+    """Train a VQVAE on images (N, 128, 128, 1) of that variance, an array or a Store; returns its Training.
 
     Where the preset is augmented, the `held_out` (N,) bool are kept from it, and their SSIM is reported.
     """
@@ -392,15 +501,18 @@ def train_vqvae(images, held_out, variance, settings, args, path):
         "embeddings": args.embeddings,
         "batch_size": args.vqvae_batch_size,
     }
-    unseen = images[held_out] if preset["augmented"] else None
-    images = images[~held_out] if preset["augmented"] else images
+    seen, unseen = np.arange(len(images)), []
     steps = None
     if preset["augmented"]:
+        seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # to learn the mean first would overshoot, and cost the decoder many of its units
-        model.decoder.layers[-1].bias.assign([images.mean(dtype=np.float64)])
+        model.decoder.layers[-1].bias.assign([mean_image(images, seen).mean()])
         settings["epochs"] = args.vqvae_epochs
-        steps = args.vqvae_epochs * -(-len(images) // args.vqvae_batch_size)
+        steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
     training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
+
+    def read(chosen, turned):
+        return [mirrored(images[seen[chosen]], turned & preset["augmented"])]
 
     def summarise(totals):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
@@ -410,40 +522,50 @@ def train_vqvae(images, held_out, variance, settings, args, path):
             f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}"
         )
         figures |= {"codes_in_use": in_use, "perplexity": perplexity}
-        if unseen is not None:
-            figures["validation_ssim"] = float(modules.ssim(unseen, model.decode(model.encode(unseen))).mean())
+        if len(unseen):
+            some = (images[unseen[part]] for part in parts(len(unseen)))
+            ssim = [modules.ssim(each, model.decode(model.encode(each))) for each in some]
+            figures["validation_ssim"] = float(np.concatenate(ssim).mean())
             line += f"; validation: SSIM {figures['validation_ssim']:.3f}"
         return figures, line
 
     if args.resume:
         training.restore()
-    step = make_step(training, vqvae_loss(variance, preset["ssim_weight"]), [images])
-    augment = mirrored if preset["augmented"] else None
-    fit(training, step, summarise, [images], args.vqvae_epochs, args.vqvae_batch_size, args.seed, augment)
+    gradients = gradients_of(training, vqvae_loss(model, variance, preset["ssim_weight"]))
+    fit(training, gradients, summarise, read, len(seen), args.vqvae_epochs, args.vqvae_batch_size, args.seed)
     return training
 
 
-def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance):
-    """A compiled step of the decoder, and of the discriminator by its own optimizer, on slices and their codes.
+def mirrored(images, turned):
+    """Images (N, H, W, 1), the `turned` (N,) bool with left and right, the vertical axis here, exchanged."""
+    return np.where(turned[:, None, None, None], images[:, ::-1], images)
+
+
+def parts(count):
+    """Slices that together are 0..count-1, of as many items as go through a network at a time."""
+    import modules
+
+    return [slice(i, min(count, i + modules.BATCH)) for i in range(0, count, modules.BATCH)]
+
+
+def mean_image(images, chosen):
+    """Mean (128, 128, 1) float64 of the chosen images, of an array or a Store."""
+    return sum(images[chosen[part]].sum(axis=0, dtype=np.float64) for part in parts(len(chosen))) / len(chosen)
+
+
+def adversarial_gradients(training, vqvae, discriminator, optimizer, preset, variance):
+    """What `make_step` takes, of slices and their codes, for a decoder, and for a discriminator by its own optimizer.
 
     The decoder is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
     matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; as in Esser et al. 2021, VQGAN, arXiv
     2012.09841. Encoder and codebook are fixed.
     """
-    import tensorflow as tf
+    from modules import tf
     from keras import ops
 
     import modules
 
-    decoder = training.model
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None, *decoder.output_shape[1:]), "float32"),
-            tf.TensorSpec((None, *decoder.input_shape[1:-1]), "int32"),
-        ]
-    )
-    def step(images, codes):
+    def gradients(images, codes):
         with tf.GradientTape() as tape, tf.GradientTape() as adversary_tape:
             decoded = ops.maximum(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5)  # so that black is exactly black
             of_real, of_stopped = discriminator(images), discriminator(ops.stop_gradient(decoded))
@@ -466,11 +588,12 @@ def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, var
                 + preset["adversarial_weight"] * adversarial
                 + preset["feature_weight"] * feature
             )
-        optimizer.apply(
-            adversary_tape.gradient(hinge, discriminator.trainable_variables), discriminator.trainable_variables
-        )
-        training.optimizer.apply(tape.gradient(loss, decoder.trainable_variables), decoder.trainable_variables)
-        return {
+        decoder, adversary = vqvae.decoder.trainable_variables, discriminator.trainable_variables
+        updates = [
+            (optimizer, adversary_tape.gradient(hinge, adversary), adversary),
+            (training.optimizer, tape.gradient(loss, decoder), decoder),
+        ]
+        return updates, {
             "loss": loss,
             "reconstruction_loss": reconstruction,
             "ssim": likeness,
@@ -479,7 +602,7 @@ def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, var
             "discriminator_loss": hinge,
         }
 
-    return step
+    return gradients
 
 
 def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, settings, args, path):
@@ -494,44 +617,62 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
     preset = PRESETS[args.preset]
     keras.utils.set_random_seed(args.seed)
     settings = settings | {"batch_size": args.decoder_batch_size, "epochs": args.decoder_epochs}
-    steps = args.decoder_epochs * -(-int(np.sum(~held_out)) // args.decoder_batch_size)
-    adam = {"beta_1": 0.5}
+    seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    steps = args.decoder_epochs * -(-len(seen) // args.decoder_batch_size)
     training = Training(
-        "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, adam=adam
+        "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, beta_1=0.5
     )
     discriminator = modules.Discriminator(**preset["adversary"])
-    schedule = keras.optimizers.schedules.CosineDecay(preset["adversary_learning_rate"], steps)
-    optimizer = keras.optimizers.Adam(schedule, **adam)
-    optimizer.build(discriminator.trainable_variables)
+    optimizer = make_adam(discriminator.trainable_variables, preset["adversary_learning_rate"], steps, beta_1=0.5)
     training.others = [*discriminator.variables, *optimizer.variables]
-    if args.resume:
-        training.restore()
 
-    def augment(images, codes, mirrored_codes, rng):
-        turned = rng.random(len(images)) < 0.5
-        images = np.where(turned[:, None, None, None], images[:, ::-1], images)
-        return [images, np.where(turned[:, None, None], mirrored_codes, codes)]
+    def read(chosen, turned):
+        chosen = seen[chosen]
+        return mirrored(images[chosen], turned), either(codes, mirrored_codes, chosen, turned)
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
-        decoded = vqvae.decode(codes[held_out])
-        figures["validation_ssim"] = float(modules.ssim(images[held_out], decoded).mean())
-        figures["sharpness"] = float(sharpness(decoded) / sharpness(images[held_out]))
+        ssim, sharp, sharp_real = [], 0, 0
+        for part in parts(len(unseen)):
+            real, decoded = images[unseen[part]], vqvae.decode(codes[unseen[part]])
+            ssim.append(modules.ssim(real, decoded))
+            sharp, sharp_real = sharp + len(real) * sharpness(decoded), sharp_real + len(real) * sharpness(real)
+        figures["validation_ssim"] = float(np.concatenate(ssim).mean())
+        figures["sharpness"] = float(sharp / sharp_real)
         line = (
             f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); "
             f"validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
         )
         return figures, line
 
-    step = make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance)
-    arrays = [images[~held_out], codes[~held_out], mirrored_codes[~held_out]]
-    fit(training, step, summarise, arrays, args.decoder_epochs, args.decoder_batch_size, args.seed, augment)
+    if args.resume:
+        training.restore()
+    gradients = adversarial_gradients(training, vqvae, discriminator, optimizer, preset, variance)
+    fit(training, gradients, summarise, read, len(seen), args.decoder_epochs, args.decoder_batch_size, args.seed)
     return training
+
+
+def either(codes, mirrored_codes, chosen, turned):
+    """Codes (n, h, w) int32 of the chosen slices, of the mirror images where `turned`."""
+    return np.where(turned[:, None, None], mirrored_codes[chosen], codes[chosen]).astype(np.int32)
 
 
 def sharpness(images):
     """Mean absolute difference of neighbouring pixels of images (N, H, W, 1)."""
     return np.abs(np.diff(images, axis=1)).mean() + np.abs(np.diff(images, axis=2)).mean()
+
+
+def gradients_of(training, loss):
+    """What `make_step` takes, for the one model of a Training and a `loss(*arrays)` that gives a value and figures."""
+    from modules import tf
+
+    def gradients(*arrays):
+        with tf.GradientTape() as tape:
+            value, figures = loss(*arrays)
+        variables = training.model.trainable_variables
+        return [(training.optimizer, tape.gradient(value, variables), variables)], figures
+
+    return gradients
 
 
 def pixelcnn_loss(model, codes, levels, training=True):
@@ -553,7 +694,7 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     those of the slices in their heads.
     """
     import keras
-    import tensorflow as tf
+    from modules import tf
 
     import modules
 
@@ -561,11 +702,12 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     keras.utils.set_random_seed(args.seed)
     network = {"grid": codes.shape[1:], "num_embeddings": args.embeddings, **preset["pixelcnn"]}
     settings = settings | {"batch_size": args.pixelcnn_batch_size, "validation_share": args.validation_share}
+    seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     steps = None
     if preset["augmented"]:
         network["levels"] = int(levels.max()) + 1
         settings["epochs"] = args.pixelcnn_epochs
-        steps = args.pixelcnn_epochs * -(-int(np.sum(~held_out)) // args.pixelcnn_batch_size)
+        steps = args.pixelcnn_epochs * -(-len(seen) // args.pixelcnn_batch_size)
     else:
         plain = {"residual_blocks": args.residual_blocks, "masked_layers": args.masked_layers}
         network, settings = network | plain, settings | plain
@@ -576,14 +718,19 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     signature = [tf.TensorSpec((None, *codes.shape[1:]), "int32"), tf.TensorSpec((None,), "int32")]
     evaluate = tf.function(lambda *batch: pixelcnn_loss(model, *batch, training=False)[1], input_signature=signature)
 
+    def read(chosen, turned):
+        chosen = seen[chosen]
+        if preset["augmented"]:
+            return either(codes, mirrored_codes, chosen, turned), levels[chosen]
+        return codes[chosen].astype(np.int32), levels[chosen]
+
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
         for name in figures.copy():
             figures[f"validation_{name}"] = 0.0
-        unseen = np.flatnonzero(held_out)
-        for i in range(0, len(unseen), modules.BATCH):
-            some = unseen[i : i + modules.BATCH]
-            for name, value in evaluate(codes[some], levels[some]).items():
+        for part in parts(len(unseen)):
+            some = unseen[part]
+            for name, value in evaluate(codes[some].astype(np.int32), levels[some]).items():
                 figures[f"validation_{name}"] += float(value) * len(some) / len(unseen)
         line = "  " + "; ".join(
             f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
@@ -592,26 +739,10 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
         )
         return figures, f"{line}; a uniform guess: {math.log2(args.embeddings):g} bits"
 
-    def augment(codes, mirrored_codes, levels, rng):
-        turned = rng.random(len(codes)) < 0.5
-        return [np.where(turned[:, None, None], mirrored_codes, codes), levels]
-
     if args.resume:
         training.restore()
-    arrays = [codes[~held_out], levels[~held_out]]
-    step = make_step(training, pixelcnn_loss, arrays)
-    if preset["augmented"]:
-        arrays.insert(1, mirrored_codes[~held_out])
-    fit(
-        training,
-        step,
-        summarise,
-        arrays,
-        args.pixelcnn_epochs,
-        args.pixelcnn_batch_size,
-        args.seed,
-        augment if preset["augmented"] else None,
-    )
+    gradients = gradients_of(training, lambda *batch: pixelcnn_loss(model, *batch))
+    fit(training, gradients, summarise, read, len(seen), args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
     training.keep_best()
     return training
 
@@ -649,22 +780,48 @@ def plot_pixelcnn(plt, history, best_epoch):
 
 
 def train(args):
-    """Train both models on the training split and store them in args.models; returns their configuration."""
+    """Train both models on the training split and store them in args.models; returns their configuration.
+
+    Of several workers, all train, and the first writes; the others return None.
+    """
+    from modules import tf
+
+    strategy = choose_strategy()
+    try:
+        with strategy.scope():
+            return _train(args)
+    except tf.errors.OpError as error:
+        if strategy.cluster_resolver is None:
+            raise
+        raise UserError(
+            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all of them again with "
+            "--resume"
+        ) from error
+
+
+def _train(args):
     import modules
 
     if args.deterministic:
         modules.tf.config.experimental.enable_op_determinism()
-    modules.make_staging(args.models).rmdir()  # found unfit now rather than after an hour
-    dataset.make_folder(args.out)
-    images, names, digest = dataset.load_split("train", args.data, args.url)
-    variance = float(images.var(dtype=np.float64))
+    if writes():
+        modules.make_staging(args.models).rmdir()  # found unfit now rather than after an hour
+        dataset.make_folder(args.out)
+    else:
+        sys.stdout = open(os.devnull, "w")
+    checkpoints = modules.checkpoint_folder(args.models)
+    own = checkpoints if writes() else checkpoints / f"worker_{worker()}"
+    dataset.make_folder(own)
+    slices = dataset.open_split("train", own, args.data, args.url)
+    images, count = slices.images, len(slices.names)
+    mean, variance = moments(images)
     if variance == 0:
         raise UserError("all training slices are one constant; nothing can be learned from them")
-    cases = [dataset.case_of(name) for name in names]
+    cases = np.array([dataset.case_of(name) for name in slices.names])
+    levels = np.array([dataset.level_of(name) for name in slices.names], np.int32)
     held_out = dataset.hold_out(cases, args.validation_share, args.seed)
+    unseen = np.isin(cases, held_out)
 
-    checkpoints = modules.checkpoint_folder(args.models)
-    dataset.make_folder(checkpoints)
     vqvae_path, decoder_path, pixelcnn_path = (
         checkpoints / f"{stage}.npz" for stage in ("vqvae", "decoder", "pixelcnn")
     )
@@ -673,24 +830,23 @@ def train(args):
     elif vqvae_path.exists() and not args.resume:
         note("--resume would continue an interrupted training; its checkpoint goes when the first epoch is finished")
     precision = choose_precision(args.precision, args.deterministic, vqvae_path if args.resume else None)
+    strategy = modules.tf.distribute.get_strategy()
+    if np.any(of_all(strategy, float(precision == "float32"))):  # what one worker is slow at, all wait for
+        precision = "float32"
     modules.keras.config.set_dtype_policy(precision)
-    print(f"precision: {precision}")
-    settings = {"preset": args.preset, "digest": digest, "seed": args.seed, "precision": precision}
-    unseen = np.isin(cases, held_out)
+    print(f"precision: {precision}" + f"; {strategy.num_replicas_in_sync} replicas")
+    settings = {"preset": args.preset, "digest": slices.digest, "seed": args.seed, "precision": precision}
     vqvae = train_vqvae(images, unseen, variance, settings, args, vqvae_path)
     model = vqvae.model
-    codes, mirrored_codes, decoder = model.encode(images), None, None
-    settings["codes"] = hashlib.sha256(codes.tobytes()).hexdigest()
-    for path in (decoder_path, pixelcnn_path):
-        if args.resume and path.exists() and load_checkpoint(path)[0]["settings"].get("codes") != settings["codes"]:
-            note(f"{path} is for the codes of another VQ-VAE; starting that afresh")
-            path.unlink()
-    if PRESETS[args.preset]["augmented"]:
-        mirrored_codes = model.encode(images[:, ::-1])
+    augmented = PRESETS[args.preset]["augmented"]
+    codes, mirrored_codes, decoder = encode(model, images, own / "codes.bin"), None, None
+    digest = hashlib.sha256()
+    for part in parts(count):
+        digest.update(codes[part].tobytes())
+    settings["codes"] = digest.hexdigest()
+    if augmented:
+        mirrored_codes = encode(model, images, own / "mirrored_codes.bin", mirror=True)
         decoder = train_decoder(model, images, codes, mirrored_codes, unseen, variance, settings, args, decoder_path)
-    mean_image = images.mean(axis=0)
-    del images
-    levels = np.array([dataset.level_of(name) for name in names], np.int32)
     pixelcnn = train_pixelcnn(codes, mirrored_codes, levels, unseen, settings, args, pixelcnn_path)
 
     config = {
@@ -699,9 +855,9 @@ def train(args):
         "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)}
         | {"temperature": PRESETS[args.preset]["temperature"]},
         "data": {
-            "digest": digest,
-            "genuine": dataset.is_genuine("train", digest),
-            "slices": len(names),
+            "digest": slices.digest,
+            "genuine": dataset.is_genuine("train", slices.digest),
+            "slices": count,
             "variance": variance,
             "held_out_cases": held_out,
             "held_out_from": ["vqvae", "decoder", "pixelcnn"] if decoder else ["pixelcnn"],
@@ -713,10 +869,30 @@ def train(args):
     }
     if decoder:
         config["decoder"] = describe(decoder, args.decoder_batch_size)
-    modules.save_models(args.models, model, pixelcnn.model, config, mean_image)
-    shutil.rmtree(checkpoints)
+    if writes():
+        modules.save_models(args.models, model, pixelcnn.model, config, mean.astype(np.float32))
+        shutil.rmtree(checkpoints)
     print(f"weights in {args.models}")
-    return config
+    return config if writes() else None
+
+
+def moments(images):
+    """Mean (128, 128, 1) float64 of images, of an array or a Store, and the variance of their pixels."""
+    total, squares = 0, 0
+    for part in parts(len(images)):
+        some = images[part].astype(np.float64)
+        total, squares = total + some.sum(axis=0), squares + np.sum(some**2)
+    mean = total / len(images)
+    return mean, float(squares / len(images) / mean.size - mean.mean() ** 2)
+
+
+def encode(vqvae, images, path, mirror=False):
+    """Code indices (N, h, w) of images, or of their mirror images, in a Store."""
+    shape = (len(images), *vqvae.encoder.output_shape[1:-1])
+    codes = dataset.Store(shape, np.min_scalar_type(vqvae.config["num_embeddings"] - 1), path, dataset.CACHE // 8)
+    for part in parts(len(images)):
+        codes[part] = vqvae.encode(images[part][:, ::-1] if mirror else images[part])
+    return codes
 
 
 def describe(training, batch_size):
@@ -732,12 +908,14 @@ def describe(training, batch_size):
 
 def main():
     args = parse_arguments()
+    command = shlex.join(["python", *sys.argv, *([] if args.resume else ["--resume"])])
     try:
         config = train(args)
     except KeyboardInterrupt:
-        command = shlex.join(["python", *sys.argv, *([] if args.resume else ["--resume"])])
         note(f"\ninterrupted; `{command}` continues after the last epoch that was finished, if any")
         sys.exit(130)
+    if config is None:
+        return
     plt = dataset.pyplot(args.no_show)
     dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / dataset.FIGURES["vqvae"])
     history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]

@@ -58,6 +58,20 @@ def call(target, result, *arguments):
         shutil.copy(Path(out) / result, IMAGES / target)
 
 
+def mean_slices(data):
+    """Write the mean of the training slices of each level, at a quarter of their size: what volumes are placed by."""
+    slices = dataset.find_slices("train", data)
+    sums, counts = np.zeros((dataset.LEVELS, dataset.CANVAS, dataset.CANVAS)), np.zeros(dataset.LEVELS)
+    for member in slices:
+        level = dataset.level_of(member.name)
+        sums[level] += dataset.read_levels(member.read(), member.where)
+        counts[level] += 1
+    side = dataset.CANVAS // dataset.COARSE
+    small = (sums / counts[:, None, None]).reshape(-1, side, dataset.COARSE, side, dataset.COARSE).mean(axis=(2, 4))
+    mosaic = small.reshape(4, -1, side, side).swapaxes(1, 2).reshape(4 * side, -1)
+    Image.fromarray(np.round(mosaic).astype(np.uint8)).save(IMAGES / "mean_slices.png")
+
+
 def beside_real(data, number=8):
     """Draw real slices, faithful samples and sharp samples, all of the same levels in the head, none of them picked.
 
@@ -131,6 +145,7 @@ def main():
     args = parser.parse_args()
     data = ["--data", str(Path(args.data).resolve())] if args.data else []
     overview()
+    mean_slices(args.data)
     beside_real(args.data)
     reconstruct = ("predict.py", "reconstruct")
     call("vqvae_reconstructions.png", "reconstructions.png", *reconstruct, "--random", "4", "--seed", "0", *data)

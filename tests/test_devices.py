@@ -1,0 +1,116 @@
+"""Training on several devices: workers on loopback, and devices of one process, must do what one device does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_scripts import weights
+
+EPOCHS = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+SIZES = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)]  # 40 slices divide
+CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
+# dropout draws other numbers on each replica
+WITHOUT_DROPOUT = "import dataset, train; train.PRESETS['sharp']['pixelcnn']['dropout'] = 0.0; "
+MAIN = "dataset.run(train.main)"
+TWO_DEVICES = """
+import tensorflow as tf
+device = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
+train.choose_strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+"""
+
+
+def command(program, miniature, models, *flags, code=""):
+    script = WITHOUT_DROPOUT + code + "\n" + MAIN
+    arguments = ("-c", script, "--data", miniature, *CALL, "--models", models, "--out", f"{models}_out", *flags)
+    return program.command(*arguments)
+
+
+def start_workers(program, command):
+    """Two workers on free ports of this machine that train together, with TF_CONFIG as clusters set it."""
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return [
+        subprocess.Popen(
+            command,
+            cwd=program.folder,
+            env=program.environment()
+            | {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def finish(workers):
+    outputs = [process.communicate(timeout=300)[0] for process in workers]
+    assert [process.returncode for process in workers] == [0, 0], outputs
+    return outputs
+
+
+def assert_same(models, expected):
+    """The same weights up to the rounding of sums, and figures of every epoch."""
+    arrays, histories = weights(models), []
+    for name, array in weights(expected).items():
+        np.testing.assert_allclose(arrays[name], array, atol=2e-4, err_msg=name)
+    for folder in (models, expected):
+        config = json.loads((folder / "config.json").read_text())
+        stages = [config[stage]["history"] for stage in ("vqvae", "decoder", "pixelcnn")]
+        histories.append([[epoch["loss"] for epoch in history] for history in stages])
+    np.testing.assert_allclose(*histories, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(program, miniature):
+    """Weights of a training on one device."""
+    models = program.folder / "alone"
+    subprocess.run(command(program, miniature, models), cwd=program.folder, env=program.environment(), check=True)
+    return models
+
+
+def test_two_workers_train_what_one_process_does(alone, program, miniature):
+    models = program.folder / "workers"
+    outputs = finish(start_workers(program, command(program, miniature, models)))
+    assert "2 replicas" in outputs[0] and f"weights in {models}" in outputs[0]
+    assert "epoch" not in outputs[1]  # one speaks
+    assert_same(models, alone)
+
+
+def test_two_devices_train_what_one_does(alone, program, miniature):
+    models = program.folder / "devices"
+    done = subprocess.run(
+        command(program, miniature, models, code=TWO_DEVICES),
+        cwd=program.folder,
+        env=program.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "2 replicas" in done.stdout, done.stderr
+    assert_same(models, alone)
+
+
+def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program, miniature):
+    models = program.folder / "killed"
+    workers = start_workers(program, command(program, miniature, models))
+    for line in workers[0].stdout:
+        if line.startswith("decoder, epoch 2/2"):
+            break
+    workers[1].kill()
+    began = time.time()
+    rest = workers[0].communicate(timeout=300)[0]
+    assert workers[0].returncode == 1 and "--resume" in rest and "Traceback" not in rest, rest
+    assert time.time() - began < 120
+    outputs = finish(start_workers(program, command(program, miniature, models, "--resume")))
+    assert "decoder: continuing after epoch 1" in outputs[0]
+    assert_same(models, alone)
