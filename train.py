@@ -64,11 +64,12 @@ PRESETS = {
         "ssim_weight": 0.5,
         "vqvae_learning_rate": 1e-3,
         "adversary": {"filters": (32, 64, 128)},
-        "decoder_learning_rate": 3e-4,
-        "adversary_learning_rate": 3e-4,
+        "decoder_learning_rate": 2e-4,
+        "adversary_learning_rate": 1e-3,
         "decoder_ssim_weight": 0.3,
-        "adversarial_weight": 0.2,
+        "adversarial_weight": 0.3,
         "feature_weight": 1.0,
+        "penalty_weight": 1.0,
         "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
         "pixelcnn_learning_rate": 1.5e-3,
         "temperature": 1.0,
@@ -423,12 +424,14 @@ def train_vqvae(images, held_out, variance, settings, args, path):
     return training
 
 
-def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance):
+def make_adversarial_step(training, vqvae, discriminator, guides, optimizer, preset, variance):
     """A compiled step of the decoder, and of the discriminator by its own optimizer, on slices and their codes.
 
     The decoder is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
     matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; as in Esser et al. 2021, VQGAN, arXiv
-    2012.09841. Encoder and codebook are fixed.
+    2012.09841. Encoder and codebook are fixed; what the decoder made of the codes before is the discriminator's guide.
+    A penalty on its gradient at real slices (R1, Mescheder et al. 2018, arXiv 1801.04406) keeps the decoder from
+    fooling it by changes that nobody sees, after which it learned nothing more.
     """
     import tensorflow as tf
     from keras import ops
@@ -445,13 +448,20 @@ def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, var
     )
     def step(images, codes):
         with tf.GradientTape() as tape, tf.GradientTape() as adversary_tape:
-            decoded = ops.maximum(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5)  # so that black is exactly black
-            of_real, of_stopped = discriminator(images), discriminator(ops.stop_gradient(decoded))
+            vectors = vqvae.quantizer.lookup(codes)
+            decoded = ops.maximum(vqvae.paint(vectors), -0.5)  # so that black is exactly black
+            guide = ops.cast(guides(vectors), "float32")
+            with tf.GradientTape() as penalty_tape:
+                penalty_tape.watch(images)
+                of_real = discriminator(images, guide)
+                verdict = sum(ops.sum(ops.mean(scale[-1], axis=(1, 2, 3))) for scale in of_real)
+            penalty = ops.mean(ops.sum(penalty_tape.gradient(verdict, images) ** 2, axis=(1, 2, 3)))
+            of_decoded = discriminator(decoded, guide)
             hinge = sum(
-                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + stopped[-1]))
-                for real, stopped in zip(of_real, of_stopped)
+                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + mine[-1]))
+                for real, mine in zip(of_real, of_decoded)
             ) / len(of_real)
-            of_decoded = discriminator(decoded)
+            adversary_loss = hinge + preset["penalty_weight"] * penalty
             adversarial = -sum(ops.mean(scale[-1]) for scale in of_decoded) / len(of_decoded)
             feature = sum(
                 ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - mine, "float32")))
@@ -467,7 +477,8 @@ def make_adversarial_step(training, vqvae, discriminator, optimizer, preset, var
                 + preset["feature_weight"] * feature
             )
         optimizer.apply(
-            adversary_tape.gradient(hinge, discriminator.trainable_variables), discriminator.trainable_variables
+            adversary_tape.gradient(adversary_loss, discriminator.trainable_variables),
+            discriminator.trainable_variables,
         )
         training.optimizer.apply(tape.gradient(loss, decoder.trainable_variables), decoder.trainable_variables)
         return {
@@ -500,6 +511,9 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
         "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, adam=adam
     )
     discriminator = modules.Discriminator(**preset["adversary"])
+    guides = keras.models.clone_model(vqvae.decoder)
+    guides.set_weights(vqvae.decoder.get_weights())
+    guides.trainable = False
     schedule = keras.optimizers.schedules.CosineDecay(preset["adversary_learning_rate"], steps)
     optimizer = keras.optimizers.Adam(schedule, **adam)
     optimizer.build(discriminator.trainable_variables)
@@ -523,7 +537,7 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
         )
         return figures, line
 
-    step = make_adversarial_step(training, vqvae, discriminator, optimizer, preset, variance)
+    step = make_adversarial_step(training, vqvae, discriminator, guides, optimizer, preset, variance)
     arrays = [images[~held_out], codes[~held_out], mirrored_codes[~held_out]]
     fit(training, step, summarise, arrays, args.decoder_epochs, args.decoder_batch_size, args.seed, augment)
     return training
