@@ -320,9 +320,10 @@ class VQVAE(keras.Model):
 class Discriminator(keras.Model):
     """Tells real slices from decoded ones, patch by patch, at full and at half size (Wang et al. 2018, 1711.11585).
 
-    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns for each size the outputs of its layers, of
-    which the last (N, h, w, 1) float32 are the logits: positive where a patch looks real. It sees each image beside the
-    detail that a 3x3 mean takes away, enlarged: from the image alone it took thousands of steps to notice a lack of it.
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] and a guide to each, of the same shape, it returns for
+    each size the outputs of its layers, of which the last (N, h, w, 1) float32 are the logits: positive where a patch
+    looks real. The guide is the image with its detail lost, so that texture must not only look real but belong there.
+    Also given is the detail that a 3x3 mean takes from the image, enlarged to be seen from the first step on.
     """
 
     def __init__(self, filters, **kwargs):
@@ -336,20 +337,20 @@ class Discriminator(keras.Model):
             for _ in range(2)
         ]
         for scale in self.scales:
-            for layer, channels in zip(scale, (2, *filters, filters[-1])):
+            for layer, channels in zip(scale, (3, *filters, filters[-1])):
                 layer.build((None, None, None, channels))
         self.built = True
 
-    def call(self, images):
+    def call(self, images, guide):
         results = []
         for scale in self.scales:
             detail = images - ops.average_pool(images, 3, strides=1, padding="same")
-            x, outputs = ops.concatenate([images, 4 * detail], axis=-1), []
+            x, outputs = ops.concatenate([2 * images, 16 * detail, 2 * guide], axis=-1), []
             for layer in scale[:-1]:
                 x = ops.leaky_relu(layer(x), 0.2)
                 outputs.append(x)
             results.append([*outputs, scale[-1](x)])
-            images = ops.average_pool(images, 2)
+            images, guide = ops.average_pool(images, 2), ops.average_pool(guide, 2)
         return results
 
 

@@ -65,11 +65,12 @@ PRESETS = {
         "ssim_weight": 0.5,
         "vqvae_learning_rate": 1e-3,
         "adversary": {"filters": (32, 64, 128)},
-        "decoder_learning_rate": 3e-4,
-        "adversary_learning_rate": 3e-4,
+        "decoder_learning_rate": 2e-4,
+        "adversary_learning_rate": 1e-3,
         "decoder_ssim_weight": 0.3,
-        "adversarial_weight": 0.2,
+        "adversarial_weight": 0.3,
         "feature_weight": 1.0,
+        "penalty_weight": 1.0,
         "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
         "pixelcnn_learning_rate": 1.5e-3,
         "temperature": 1.0,
@@ -370,6 +371,7 @@ def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
     a line to print.
     """
     import keras
+
     from modules import tf
 
     strategy, step = tf.distribute.get_strategy(), None
@@ -553,27 +555,36 @@ def mean_image(images, chosen):
     return sum(images[chosen[part]].sum(axis=0, dtype=np.float64) for part in parts(len(chosen))) / len(chosen)
 
 
-def adversarial_gradients(training, vqvae, discriminator, optimizer, preset, variance):
+def adversarial_gradients(training, vqvae, discriminator, guides, optimizer, preset, variance):
     """What `make_step` takes, of slices and their codes, for a decoder, and for a discriminator by its own optimizer.
 
     The decoder is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
     matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; as in Esser et al. 2021, VQGAN, arXiv
-    2012.09841. Encoder and codebook are fixed.
+    2012.09841. Encoder and codebook are fixed; what the decoder made of the codes before is the discriminator's guide.
+    A penalty on its gradient at real slices (R1, Mescheder et al. 2018, arXiv 1801.04406) keeps the decoder from
+    fooling it by changes that nobody sees, after which it learned nothing more.
     """
-    from modules import tf
     from keras import ops
 
     import modules
+    from modules import tf
 
     def gradients(images, codes):
         with tf.GradientTape() as tape, tf.GradientTape() as adversary_tape:
-            decoded = ops.maximum(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5)  # so that black is exactly black
-            of_real, of_stopped = discriminator(images), discriminator(ops.stop_gradient(decoded))
+            vectors = vqvae.quantizer.lookup(codes)
+            decoded = ops.maximum(vqvae.paint(vectors), -0.5)  # so that black is exactly black
+            guide = ops.cast(guides(vectors), "float32")
+            with tf.GradientTape() as penalty_tape:
+                penalty_tape.watch(images)
+                of_real = discriminator(images, guide)
+                verdict = sum(ops.sum(ops.mean(scale[-1], axis=(1, 2, 3))) for scale in of_real)
+            penalty = ops.mean(ops.sum(penalty_tape.gradient(verdict, images) ** 2, axis=(1, 2, 3)))
+            of_decoded = discriminator(decoded, guide)
             hinge = sum(
-                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + stopped[-1]))
-                for real, stopped in zip(of_real, of_stopped)
+                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + mine[-1]))
+                for real, mine in zip(of_real, of_decoded)
             ) / len(of_real)
-            of_decoded = discriminator(decoded)
+            adversary_loss = hinge + preset["penalty_weight"] * penalty
             adversarial = -sum(ops.mean(scale[-1]) for scale in of_decoded) / len(of_decoded)
             feature = sum(
                 ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - mine, "float32")))
@@ -590,7 +601,7 @@ def adversarial_gradients(training, vqvae, discriminator, optimizer, preset, var
             )
         decoder, adversary = vqvae.decoder.trainable_variables, discriminator.trainable_variables
         updates = [
-            (optimizer, adversary_tape.gradient(hinge, adversary), adversary),
+            (optimizer, adversary_tape.gradient(adversary_loss, adversary), adversary),
             (training.optimizer, tape.gradient(loss, decoder), decoder),
         ]
         return updates, {
@@ -623,6 +634,9 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
         "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, beta_1=0.5
     )
     discriminator = modules.Discriminator(**preset["adversary"])
+    guides = keras.models.clone_model(vqvae.decoder)
+    guides.set_weights(vqvae.decoder.get_weights())
+    guides.trainable = False
     optimizer = make_adam(discriminator.trainable_variables, preset["adversary_learning_rate"], steps, beta_1=0.5)
     training.others = [*discriminator.variables, *optimizer.variables]
 
@@ -647,7 +661,7 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
 
     if args.resume:
         training.restore()
-    gradients = adversarial_gradients(training, vqvae, discriminator, optimizer, preset, variance)
+    gradients = adversarial_gradients(training, vqvae, discriminator, guides, optimizer, preset, variance)
     fit(training, gradients, summarise, read, len(seen), args.decoder_epochs, args.decoder_batch_size, args.seed)
     return training
 
@@ -694,9 +708,9 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     those of the slices in their heads.
     """
     import keras
-    from modules import tf
 
     import modules
+    from modules import tf
 
     preset = PRESETS[args.preset]
     keras.utils.set_random_seed(args.seed)
@@ -794,8 +808,7 @@ def train(args):
         if strategy.cluster_resolver is None:
             raise
         raise UserError(
-            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all of them again with "
-            "--resume"
+            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all again with --resume"
         ) from error
 
 
