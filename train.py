@@ -808,7 +808,7 @@ def train(args):
         if strategy.cluster_resolver is None:
             raise
         raise UserError(
-            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all again with --resume"
+            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all with --resume"
         ) from error
 
 

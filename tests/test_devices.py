@@ -1,10 +1,8 @@
 """Training on several devices: workers on loopback, and devices of one process, must do what one device does."""
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,7 +10,9 @@ import pytest
 from test_scripts import weights
 
 EPOCHS = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
-SIZES = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)]  # 40 slices divide
+SIZES = [
+    part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
+]  # 40 slices divide
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
 # dropout draws other numbers on each replica
 WITHOUT_DROPOUT = "import dataset, train; train.PRESETS['sharp']['pixelcnn']['dropout'] = 0.0; "

@@ -236,7 +236,10 @@ def in_both_precisions(make):
     "make, inputs",
     [
         (lambda: make_vqvae().encoder, lambda: [brains()]),
-        (lambda: make_vqvae().decoder, lambda: [np.random.default_rng(0).normal(size=(4, 8, 8, 16)).astype(np.float32)]),
+        (
+            lambda: make_vqvae().decoder,
+            lambda: [np.random.default_rng(0).normal(size=(4, 8, 8, 16)).astype(np.float32)],
+        ),
         (lambda: modules.Discriminator((8, 16)), lambda: [brains(), brains()[:, ::-1]]),
         (make_pixelcnn, lambda: [np.random.default_rng(0).integers(0, 128, (32, 8, 8), np.int32)]),
     ],

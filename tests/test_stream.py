@@ -1,0 +1,67 @@
+"""Slices that are read as a stream are those of the arrays, from memory or from a file, in the order of the seed."""
+
+import numpy as np
+import pytest
+
+import dataset
+import modules
+import train
+
+
+@pytest.mark.parametrize("cache", [dataset.CACHE, 0], ids=["memory", "file"])
+def test_slices_are_those_of_the_array(miniature, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(dataset, "CACHE", cache)
+    expected = dataset.load_split("train", miniature)
+    opened = dataset.open_split("train", tmp_path, miniature)
+    assert (opened.names, opened.digest, len(opened.images)) == (expected.names, expected.digest, 48)
+    assert any(tmp_path.iterdir()) == (cache == 0)
+    np.testing.assert_array_equal(opened.images[5:9], expected.images[5:9])
+    chosen = [40, 3, 3]
+    np.testing.assert_array_equal(opened.images[chosen], expected.images[chosen])
+    assert opened.images[chosen].dtype == np.float32
+
+
+def test_codes_come_back_from_a_file(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 1024, (300, 16, 16))
+    store = dataset.Store(codes.shape, np.uint16, tmp_path / "codes.bin", limit=0)
+    for start in range(0, 300, 128):
+        store[start : start + 128] = codes[start : start + 128]
+    np.testing.assert_array_equal(store[[299, 0, 130]], codes[[299, 0, 130]])
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    with pytest.raises(dataset.UserError, match="cannot be written"):
+        dataset.Store((10, 4), np.uint16, tmp_path / "missing" / "codes.bin", limit=0)
+
+
+@pytest.mark.parametrize("cache", [dataset.CACHE, 0], ids=["memory", "file"])
+def test_stream_gives_the_batches_of_the_array(miniature, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(dataset, "CACHE", cache)
+    expected, opened = dataset.load_split("train", miniature), dataset.open_split("train", tmp_path, miniature)
+    strategy = modules.tf.distribute.get_strategy()
+
+    def batches(images, epoch):
+        def read(chosen, turned):
+            return [train.mirrored(images[chosen], turned)]
+
+        stream, number = train.feed(strategy, read, train.shuffled(48, 20, (0, epoch)), (0, epoch))
+        content = [(float(share), np.asarray(batch)) for share, batch in stream]
+        assert len(content) == number == 3 and all(share == 1 for share, _ in content)
+        return [batch for _, batch in content]
+
+    first = batches(opened.images, 0)
+    assert [len(batch) for batch in first] == [20, 20, 8]
+    for batch, other in zip(first, batches(expected.images, 0)):
+        np.testing.assert_array_equal(batch, other)
+    original = {image.tobytes() for image in expected.images}
+    turned = {image[::-1].tobytes() for image in expected.images}
+    seen = [image.tobytes() for batch in first for image in batch]
+    assert set(seen) <= original | turned and len(set(seen) & turned - original) > 10
+    assert not np.array_equal(first[0], batches(opened.images, 1)[0])
+
+
+def test_mean_and_variance_of_a_stream_are_those_of_the_array(miniature, tmp_path):
+    images = dataset.open_split("train", tmp_path, miniature).images
+    mean, variance = train.moments(images)
+    np.testing.assert_allclose(mean, images[:].mean(axis=0), atol=1e-6)
+    assert variance == pytest.approx(images[:].var(dtype=np.float64), rel=1e-9)
