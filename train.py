@@ -351,7 +351,7 @@ def make_step(strategy, gradients, signature):
         updates, figures = gradients(*arrays)
         replicas = tf.distribute.get_replica_context()
         for optimizer, values, variables in updates:
-            optimizer.apply(replicas.all_reduce("sum", [share * value for value in values]), variables)
+            optimizer.apply([share * value for value in values], variables)  # Keras sums them over the replicas
         weighted = [value if name.endswith("counts") else share * value for name, value in figures.items()]
         return dict(zip(figures, replicas.all_reduce("sum", weighted)))
 
@@ -668,7 +668,7 @@ def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, sett
 
 def either(codes, mirrored_codes, chosen, turned):
     """Codes (n, h, w) int32 of the chosen slices, of the mirror images where `turned`."""
-    return np.where(turned[:, None, None], mirrored_codes[chosen], codes[chosen]).astype(np.int32)
+    return np.where(turned[:, None, None], mirrored_codes[chosen], codes[chosen])
 
 
 def sharpness(images):
@@ -736,7 +736,7 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
         chosen = seen[chosen]
         if preset["augmented"]:
             return either(codes, mirrored_codes, chosen, turned), levels[chosen]
-        return codes[chosen].astype(np.int32), levels[chosen]
+        return codes[chosen], levels[chosen]
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
@@ -744,7 +744,7 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
             figures[f"validation_{name}"] = 0.0
         for part in parts(len(unseen)):
             some = unseen[part]
-            for name, value in evaluate(codes[some].astype(np.int32), levels[some]).items():
+            for name, value in evaluate(codes[some], levels[some]).items():
                 figures[f"validation_{name}"] += float(value) * len(some) / len(unseen)
         line = "  " + "; ".join(
             f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
@@ -902,7 +902,8 @@ def moments(images):
 def encode(vqvae, images, path, mirror=False):
     """Code indices (N, h, w) of images, or of their mirror images, in a Store."""
     shape = (len(images), *vqvae.encoder.output_shape[1:-1])
-    codes = dataset.Store(shape, np.min_scalar_type(vqvae.config["num_embeddings"] - 1), path, dataset.CACHE // 8)
+    kept_as = np.min_scalar_type(vqvae.config["num_embeddings"] - 1)
+    codes = dataset.Store(shape, kept_as, path, dataset.CACHE // 8, unpacked=lambda kept: kept.astype(np.int32))
     for part in parts(len(images)):
         codes[part] = vqvae.encode(images[part][:, ::-1] if mirror else images[part])
     return codes
