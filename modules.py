@@ -221,15 +221,13 @@ def build_encoder(size, filters, bottleneck, latent_dim, residual_blocks):
 
 
 def build_decoder(size, filters, bottleneck, latent_dim, residual_blocks, fine_blocks):
-    """Quantized latents (h, h, latent_dim) to slices (size, size, 1), through `filters` from coarse to fine.
-
-    Between these sizes it has `fine_blocks` residual blocks each, beside the `residual_blocks` of the bottleneck.
-    """
+    """Quantized latents (h, h, latent_dim) to slices (size, size, 1), through `filters` from coarse to fine."""
     grid = size // 2 ** len(filters)
     upward = []
     for channels in filters:
         upward += [Conv2DTranspose(channels, 3, strides=2, activation="relu")]
-        upward += [Residual(channels) for _ in range(fine_blocks) if channels != filters[-1]]
+        upward += [Residual(channels) for _ in range(fine_blocks)]
+    upward = upward[: len(upward) - fine_blocks]  # at full size they would cost more than all else
     return keras.Sequential(
         [
             keras.Input((grid, grid, latent_dim)),
@@ -251,7 +249,8 @@ class VQVAE(keras.Model):
     reconstructions clipped, in batches.
 
     `filters` are the encoder's, from fine to coarse; the decoder mirrors them unless it has `decoder_filters`, from
-    coarse to fine, of its own. `codebook_decay` is the quantizer's.
+    coarse to fine, of its own. Both have `residual_blocks` at the size of the codes, the decoder also `fine_blocks`
+    at each later size but the last. `codebook_decay` is the quantizer's.
     """
 
     def __init__(
