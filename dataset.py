@@ -572,7 +572,7 @@ def case_of(name):
 
 def level_of(name):
     """The level (0 the lowest) of a slice in its head, from its name; 0 where that tells none."""
-    found = re.search(r"slice_(\d+)", name)
+    found = re.search(r"slice_(\d{1,4})(?!\d)", name)
     return int(found[1]) if found else 0
 
 

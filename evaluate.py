@@ -404,13 +404,15 @@ def owners(names):
 def judge_prior(pixelcnn, sets):
     """What each of the sets of Codes {name: ...} costs, and how many codes it uses: Figures by set and name.
 
-    The histogram is that of the training codes, cell by cell: what is known without any context, each code having been
-    seen once more than it was.
+    The histogram is that of the training codes, cell by cell: what is known without any context. To each cell one code
+    is added, spread as the codes of all cells are.
     """
     import modules
 
     number = pixelcnn.num_embeddings
-    counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)]) + 1  # (K, h, w)
+    counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)])  # (K, h, w)
+    anywhere = counts.sum(axis=(1, 2), keepdims=True) + 1
+    counts = counts + anywhere / anywhere.sum()
     histogram = np.log2(counts / counts.sum(axis=0))
     logits = modules.tf.function(pixelcnn, reduce_retracing=True)
 
@@ -488,8 +490,8 @@ class Judge:
 
 
 def repeats(some, known):
-    """Figures of the share of Codes that repeat one of the known, to the code and nearly."""
-    differing = differing_codes(some.grids, known.grids)
+    """Figures of the share of Codes that repeat one of the known grids (M, h, w), to the code and nearly."""
+    differing = differing_codes(some.grids, known)
     return {
         "grids that repeat": share(differing == 0, some.groups),
         f"grids that repeat but for {NEAR_REPEAT:.0%}": share(differing <= NEAR_REPEAT, some.groups),
@@ -526,7 +528,6 @@ def draw_temperatures(plt, curves, floor):
         ("recall", "precision"),
         ("coverage", "density"),
         ("SSIM of random pairs", "classifier AUC"),
-        ("Frechet distance", "sliced Wasserstein, 128 px"),
     )
     figure, panels = plt.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 4))
     for panel, (across, up) in zip(panels, pairs):
@@ -537,8 +538,10 @@ def draw_temperatures(plt, curves, floor):
                 panel.annotate(f"{temperature:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=8)
         panel.plot(floor[across].value, floor[up].value, "k*", markersize=10, label="real slices")
         panel.set(xlabel=across, ylabel=up)
+    panels[-1].set(xlabel=f"{across} (low to the right)", ylabel=f"{up} (low above)")
+    panels[-1].invert_xaxis(), panels[-1].invert_yaxis()
     panels[0].legend()
-    figure.suptitle("Fidelity (up) against variety (across) by temperature")
+    figure.suptitle("By temperature: up, more like real slices; to the right, more varied")
     figure.tight_layout()
     return figure
 
@@ -623,7 +626,13 @@ def use(folder, training, unseen, test, args):
     held_out_codes = Codes(vqvae.encode(held_out.images), *owners(held_out.names))
     if test:
         sets["test"] = held_out_codes
-    known = codes.take(~unseen) if args.tune else codes
+    known = codes.grids[~unseen] if args.tune else codes.grids
+    if modules.load_config(folder).get("recipe", {}).get("augmented"):  # the prior has seen mirror images too
+        known = np.concatenate([known, vqvae.encode(training.images[:, ::-1])[~unseen if args.tune else ...]])
+    if pixelcnn.levels and max(some.levels.max() for some in (codes, held_out_codes)) >= pixelcnn.levels:
+        raise UserError(
+            f"{folder}: knows the levels 0 to {pixelcnn.levels - 1}, but some slices here have higher numbers"
+        )
     repeated = {"held out": repeats(held_out_codes, known)}
     reconstructed = pictures(vqvae.decode(held_out_codes.grids), held_out.names, held_out_codes.levels)
     progress = functools.partial(tqdm, desc=f"sampling, {folder.name}", unit="batch", leave=False, disable=None)
@@ -652,10 +661,11 @@ def check_sizes(real, sets, count, where):
 def table(columns):
     """Lines of text of {column: {row: Figure}}."""
     rows = list(dict.fromkeys(row for figures in columns.values() for row in figures))
-    lines = [f"{'':32}" + "".join(f"{name:26}" for name in columns)]
+    width = max(26, *(len(name) + 2 for name in columns))
+    lines = [f"{'':32}" + "".join(f"{name:{width}}" for name in columns)]
     for row in rows:
         cells = [str(figures.get(row, "")) for figures in columns.values()]
-        lines.append(f"{row:32}" + "".join(f"{cell:26}" for cell in cells))
+        lines.append(f"{row:32}" + "".join(f"{cell:{width}}" for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
 
 

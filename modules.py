@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import UserError, load_image, reason, save_image
+from dataset import PRESETS, UserError, load_image, reason, save_image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # the training step and the scripts' compiled functions are TensorFlow's
@@ -638,8 +638,8 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
 
     Ancestral sampling: in raster order, each code from the distribution given those before it. Temperature divides
     the logits: below 1 the likely becomes likelier. The same seed draws the same codes, and the first of many are
-    those of few. `levels` (num,) int are the slice levels, for a prior that knows such (default: spread evenly over
-    all). `progress` wraps the iteration over batches, as tqdm does.
+    those of few, where their levels are the same. `levels` (num,) int are the slice levels, for a prior that knows such
+    (default: spread evenly over all). `progress` wraps the iteration over batches, as tqdm does.
     """
     uniforms = _uniforms(pixelcnn, num, seed)
     levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
@@ -874,7 +874,10 @@ def load_config(folder):
     """config.json of the set in `folder`; raises UserError where there is none or it is broken."""
     path = _current(folder) / CONFIG
     if not path.is_file():
-        raise UserError(f"{folder}: no trained weights here (no {CONFIG}); name another --models, or run train.py")
+        preset = f" --preset {Path(folder).name}" if Path(folder).name in PRESETS[1:] else ""
+        raise UserError(
+            f"{folder}: no trained weights here (no {CONFIG}); name another --models, or run train.py{preset}"
+        )
     try:
         config = json.loads(path.read_text())
         config["vqvae"]["network"], config["pixelcnn"]["network"], config["data"]["held_out_cases"]

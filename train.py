@@ -1,12 +1,14 @@
 """Trains the VQ-VAE on the training slices, then the PixelCNN on their codes, and stores both.
 
-    python train.py             train and replace trained_models/faithful
-    python train.py --resume    continue a training that was interrupted
+    python train.py                   train and replace trained_models/faithful
+    python train.py --preset sharp    train larger models, with texture: trained_models/sharp
+    python train.py --resume          continue a training that was interrupted
 
 The VQ-VAE minimises the squared error of its reconstructions, divided by the variance of the data so that 1 is the
-error of a constant image, plus the losses of its quantizer. The PixelCNN minimises the cross-entropy of the codes that
-the trained VQ-VAE gives the slices. Every epoch ends with a checkpoint beside the folder of the weights; the weights
-that were there stay in use until the new ones are complete.
+error of a constant image, plus the losses of its quantizer; the sharp one also a lack of SSIM, and then its decoder
+alone learns to please a discriminator. The PixelCNN minimises the cross-entropy of the codes that the trained VQ-VAE
+gives the slices. Every epoch ends with a checkpoint beside the folder of the weights; the weights that were there stay
+in use until the new ones are complete. One loop serves a single device, several, and several machines.
 
 TensorFlow is imported inside functions here and in the other scripts: --help and wrong usage should not wait for it.
 """
@@ -265,13 +267,16 @@ class Training:
         if not self.path.exists():
             return
         state, arrays = load_checkpoint(self.path)
-        if state["settings"].get("codes") != self.settings.get("codes"):
+        if state["settings"].get("encoder") != self.settings.get("encoder"):
             note(f"{self.path} is for the codes of another VQ-VAE; starting that afresh")
             return
         self._check(state["settings"])
-        for i, variable in enumerate(self._variables()):
-            variable.assign(arrays[f"variable_{i}"])
-        self.best = [arrays[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
+        try:
+            for i, variable in enumerate(self._variables()):
+                variable.assign(arrays[f"variable_{i}"])
+            self.best = [arrays[f"best_{i}"] for i in range(len(self.model.weights))] if self.monitor else []
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{self.path}: of other networks than these; train without --resume") from error
         self.history = state["history"]
         note(f"{self.name}: continuing after epoch {len(self.history)}")
 
@@ -508,7 +513,7 @@ def train_vqvae(images, held_out, variance, settings, args, path):
     if preset["augmented"]:
         seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # to learn the mean first would overshoot, and cost the decoder many of its units
-        model.decoder.layers[-1].bias.assign([mean_image(images, seen).mean()])
+        model.decoder.layers[-1].bias.assign([moments(images, seen)[0].mean()])
         settings["epochs"] = args.vqvae_epochs
         steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
     training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
@@ -550,9 +555,14 @@ def parts(count):
     return [slice(i, min(count, i + modules.BATCH)) for i in range(0, count, modules.BATCH)]
 
 
-def mean_image(images, chosen):
-    """Mean (128, 128, 1) float64 of the chosen images, of an array or a Store."""
-    return sum(images[chosen[part]].sum(axis=0, dtype=np.float64) for part in parts(len(chosen))) / len(chosen)
+def moments(images, chosen):
+    """Mean (128, 128, 1) float64 of the chosen images, of an array or a Store, and the variance of their pixels."""
+    total, squares = 0, 0
+    for part in parts(len(chosen)):
+        some = images[chosen[part]].astype(np.float64)
+        total, squares = total + some.sum(axis=0), squares + np.sum(some**2)
+    mean = total / len(chosen)
+    return mean, float(squares / len(chosen) / mean.size - mean.mean() ** 2)
 
 
 def adversarial_gradients(training, vqvae, discriminator, guides, optimizer, preset, variance):
@@ -719,9 +729,10 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     steps = None
     if preset["augmented"]:
-        network["levels"] = int(levels.max()) + 1
         settings["epochs"] = args.pixelcnn_epochs
         steps = args.pixelcnn_epochs * -(-len(seen) // args.pixelcnn_batch_size)
+    if "gated_layers" in network:
+        network["levels"] = int(levels.max()) + 1
     else:
         plain = {"residual_blocks": args.residual_blocks, "masked_layers": args.masked_layers}
         network, settings = network | plain, settings | plain
@@ -815,6 +826,8 @@ def train(args):
 def _train(args):
     import modules
 
+    preset = PRESETS[args.preset]
+
     if args.deterministic:
         modules.tf.config.experimental.enable_op_determinism()
     if writes():
@@ -827,13 +840,15 @@ def _train(args):
     dataset.make_folder(own)
     slices = dataset.open_split("train", own, args.data, args.url)
     images, count = slices.images, len(slices.names)
-    mean, variance = moments(images)
-    if variance == 0:
-        raise UserError("all training slices are one constant; nothing can be learned from them")
     cases = np.array([dataset.case_of(name) for name in slices.names])
     levels = np.array([dataset.level_of(name) for name in slices.names], np.int32)
     held_out = dataset.hold_out(cases, args.validation_share, args.seed)
     unseen = np.isin(cases, held_out)
+    mean, variance = moments(images, np.flatnonzero(~unseen) if preset["augmented"] else np.arange(count))
+    if variance == 0:
+        raise UserError("all training slices are one constant; nothing can be learned from them")
+    if "gated_layers" in preset["pixelcnn"]:
+        check_levels(levels)
 
     vqvae_path, decoder_path, pixelcnn_path = (
         checkpoints / f"{stage}.npz" for stage in ("vqvae", "decoder", "pixelcnn")
@@ -848,17 +863,19 @@ def _train(args):
         precision = "float32"
     modules.keras.config.set_dtype_policy(precision)
     print(f"precision: {precision}" + f"; {strategy.num_replicas_in_sync} replicas")
-    settings = {"preset": args.preset, "digest": slices.digest, "seed": args.seed, "precision": precision}
+    recipe = json.loads(json.dumps({name: value for name, value in preset.items() if name != "flags"}))
+    settings = {"preset": args.preset, "digest": slices.digest, "seed": args.seed, "precision": precision, **recipe}
+    if preset["augmented"]:
+        settings["validation_share"] = args.validation_share
     vqvae = train_vqvae(images, unseen, variance, settings, args, vqvae_path)
     model = vqvae.model
-    augmented = PRESETS[args.preset]["augmented"]
-    codes, mirrored_codes, decoder = encode(model, images, own / "codes.bin"), None, None
-    digest = hashlib.sha256()
-    for part in parts(count):
-        digest.update(codes[part].tobytes())
-    settings["codes"] = digest.hexdigest()
-    if augmented:
-        mirrored_codes = encode(model, images, own / "mirrored_codes.bin", mirror=True)
+    encoder = as_used(model)
+    weights = [*encoder.encoder.weights, encoder.quantizer.codebook]
+    settings["encoder"] = hashlib.sha256(b"".join(np.asarray(weight).tobytes() for weight in weights)).hexdigest()
+    codes, mirrored_codes, decoder = encode(encoder, images, own / "codes.bin"), None, None
+    if preset["augmented"]:
+        mirrored_codes = encode(encoder, images, own / "mirrored_codes.bin", mirror=True)
+    if "adversary" in preset:
         decoder = train_decoder(model, images, codes, mirrored_codes, unseen, variance, settings, args, decoder_path)
     pixelcnn = train_pixelcnn(codes, mirrored_codes, levels, unseen, settings, args, pixelcnn_path)
 
@@ -866,7 +883,7 @@ def _train(args):
         "preset": args.preset,
         "vqvae": {"network": model.config, **describe(vqvae, args.vqvae_batch_size)},
         "pixelcnn": {"network": pixelcnn.model.config, **describe(pixelcnn, args.pixelcnn_batch_size)}
-        | {"temperature": PRESETS[args.preset]["temperature"]},
+        | {"temperature": preset["temperature"]},
         "data": {
             "digest": slices.digest,
             "genuine": dataset.is_genuine("train", slices.digest),
@@ -877,6 +894,7 @@ def _train(args):
         },
         "seed": args.seed,
         "precision": precision,
+        "recipe": recipe,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }
@@ -889,14 +907,28 @@ def _train(args):
     return config if writes() else None
 
 
-def moments(images):
-    """Mean (128, 128, 1) float64 of images, of an array or a Store, and the variance of their pixels."""
-    total, squares = 0, 0
-    for part in parts(len(images)):
-        some = images[part].astype(np.float64)
-        total, squares = total + some.sum(axis=0), squares + np.sum(some**2)
-    mean = total / len(images)
-    return mean, float(squares / len(images) / mean.size - mean.mean() ** 2)
+def check_levels(levels):
+    """Raise UserError unless the slices of a set are numbered from 0 on, without gaps."""
+    known = np.unique(levels)
+    if known[-1] >= len(known):
+        raise UserError(
+            f"the slices are numbered {known[0]} to {known[-1]}, with gaps; this preset learns the level of a slice in "
+            "its head, so number each head's from 0 (case_001_slice_0.png and so on)"
+        )
+
+
+def as_used(vqvae):
+    """A VQVAE of the same weights in float32, as all scripts use it: in bfloat16 one code of thirty is another."""
+    import keras
+
+    import modules
+
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    copy = modules.VQVAE(**vqvae.config)
+    keras.config.set_dtype_policy(policy)
+    copy.set_weights(vqvae.get_weights())
+    return copy
 
 
 def encode(vqvae, images, path, mirror=False):

@@ -14,8 +14,13 @@ SIZES = [
     part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
 ]  # 40 slices divide
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
-# dropout draws other numbers on each replica
-WITHOUT_DROPOUT = "import dataset, train; train.PRESETS['sharp']['pixelcnn']['dropout'] = 0.0; "
+# Dropout draws other numbers on each replica, and Adam divides by the size of gradients, and so blows up the rounding of
+# those near zero.
+SMOOTH = """
+import functools, dataset, train
+train.PRESETS["sharp"]["pixelcnn"]["dropout"] = 0.0
+train.make_adam = functools.partial(train.make_adam, epsilon=1e-2)
+"""
 MAIN = "dataset.run(train.main)"
 TWO_DEVICES = """
 import tensorflow as tf
@@ -26,7 +31,7 @@ train.choose_strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"
 
 
 def command(program, miniature, models, *flags, code=""):
-    script = WITHOUT_DROPOUT + code + "\n" + MAIN
+    script = SMOOTH + code + MAIN
     arguments = ("-c", script, "--data", miniature, *CALL, "--models", models, "--out", f"{models}_out", *flags)
     return program.command(*arguments)
 
@@ -60,15 +65,19 @@ def finish(workers):
 
 
 def assert_same(models, expected):
-    """The same weights up to the rounding of sums, and figures of every epoch."""
+    """The same weights up to the rounding of sums, and figures of every epoch.
+
+    What the quantizer counted may differ by a latent or two, of thousands, that was as near to one code as to another.
+    """
     arrays, histories = weights(models), []
     for name, array in weights(expected).items():
-        np.testing.assert_allclose(arrays[name], array, atol=2e-4, err_msg=name)
+        counted = "vector_quantizer" in name and not name.endswith("vars/0")
+        np.testing.assert_allclose(arrays[name], array, atol=0.05 if counted else 2e-5, err_msg=name)
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
         stages = [config[stage]["history"] for stage in ("vqvae", "decoder", "pixelcnn")]
         histories.append([[epoch["loss"] for epoch in history] for history in stages])
-    np.testing.assert_allclose(*histories, rtol=1e-4)
+    np.testing.assert_allclose(*histories, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -166,9 +166,7 @@ def test_repeated_grids_are_counted():
     grids[6, 0, :3] += 1  # 3 of 64 codes are 4.7 %
     grids[8] = known[9]
     grids[8, 0, :4] += 1
-    figures = list(
-        evaluate.repeats(*(evaluate.Codes(some, np.arange(len(some)), None) for some in (grids, known))).values()
-    )
+    figures = list(evaluate.repeats(evaluate.Codes(grids, np.arange(10), None), known).values())
     assert figures[0].value == 0.1 and figures[1].value == 0.2
 
 
@@ -240,7 +238,9 @@ def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, pro
         assert np.asarray(image.convert("L")).std() > 5
 
 
-def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(trained, program, miniature, tmp_path):
+def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(
+    trained, sharp, program, miniature, tmp_path
+):
     top = tmp_path / miniature.name
     top.mkdir()
     (top / "keras_png_slices_train").symlink_to(miniature / "keras_png_slices_train")
@@ -277,7 +277,7 @@ def test_folders_of_images_are_measured(program, tmp_path):
     assert results["real"] == str(real) and "tune" not in results
 
 
-def test_what_cannot_be_measured_is_refused_in_one_line(trained, program, miniature, tmp_path):
+def test_what_cannot_be_measured_is_refused_in_one_line(trained, sharp, program, miniature, tmp_path):
     program.fails("evaluate.py", "--real", tmp_path, status=2)
     program.fails("evaluate.py", "--real", tmp_path, "--fake", tmp_path, "--tune", status=2)
     program.fails("evaluate.py", "--samples", "0", status=2)
