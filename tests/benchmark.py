@@ -212,11 +212,19 @@ def plain_load(paths):
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
+def compiled(gradients, batch):
+    """train.py's step, on one device, as a function of a batch."""
+    tf = modules.tf
+    signature = [tf.TensorSpec((), "float32"), tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)]
+    step = train.make_step(tf.distribute.get_strategy(), gradients, signature)
+    return lambda batch: step(np.float32(1), batch)
+
+
 def our_vqvae_step(policy, images):
     keras.config.set_dtype_policy(policy)
     model = modules.VQVAE(**NETWORK)
     training = train.Training("VQ-VAE", model, FAITHFUL["vqvae_learning_rate"], {}, None)
-    step = train.make_step(training, train.vqvae_loss(VARIANCE), [images])
+    step = compiled(train.gradients_of(training, train.vqvae_loss(model, VARIANCE)), images)
     keras.config.set_dtype_policy("float32")
     return step, model
 
@@ -225,7 +233,7 @@ def our_pixelcnn_step(policy, codes):
     keras.config.set_dtype_policy(policy)
     model = modules.PixelCNN(**PRIOR)
     training = train.Training("PixelCNN", model, FAITHFUL["pixelcnn_learning_rate"], {}, None)
-    step = train.make_step(training, lambda model, codes: train.pixelcnn_loss(model, codes, None), [codes])
+    step = compiled(train.gradients_of(training, lambda codes: train.pixelcnn_loss(model, codes, None)), codes)
     keras.config.set_dtype_policy("float32")
     return step, model
 

@@ -18,7 +18,10 @@ CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision",
 # those near zero.
 SMOOTH = """
 import functools, dataset, train
-train.PRESETS["sharp"]["pixelcnn"]["dropout"] = 0.0
+small = train.PRESETS["sharp"]
+small["vqvae"] |= {"filters": (8, 8, 16), "bottleneck": 16, "decoder_filters": (16, 8, 8), "residual_blocks": 1}
+small["adversary"] = {"filters": (8, 8, 16)}
+small["pixelcnn"] |= {"filters": 16, "gated_layers": 2, "dropout": 0.0}
 train.make_adam = functools.partial(train.make_adam, epsilon=1e-2)
 """
 MAIN = "dataset.run(train.main)"

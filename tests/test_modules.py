@@ -141,11 +141,13 @@ def test_codebook_moves_in_training_and_only_then(tmp_path):
     model.decode(model.encode(brains()))
     np.testing.assert_array_equal(model.quantizer.codebook, before)
 
-    def loss(model, images):
+    def loss(images):
         reconstructions, _, quantizer_loss = model(images, training=True)
-        return ops.mean((images - reconstructions) ** 2) + quantizer_loss, {}
+        return ops.mean((images - reconstructions) ** 2) + quantizer_loss, {"loss": quantizer_loss}
 
-    train.make_step(training, loss, [brains()])(brains())
+    tf = modules.tf
+    signature = [tf.TensorSpec((), "float32"), tf.TensorSpec((None, 128, 128, 1), "float32")]
+    train.make_step(tf.distribute.get_strategy(), train.gradients_of(training, loss), signature)(1.0, brains())
     moved = np.asarray(model.quantizer.codebook)
     assert (moved != before).any()
     model.save_weights(tmp_path / "model.weights.h5")
