@@ -14,7 +14,7 @@ SIZES = [
     part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
 ]  # 40 slices divide
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
-# Dropout draws other numbers on each replica, and Adam divides by the size of gradients, and so blows up the rounding of
+# Dropout draws other numbers on each replica, and Adam divides by the size of gradients, which blows up the rounding of
 # those near zero.
 SMOOTH = """
 import functools, dataset, train
@@ -70,12 +70,15 @@ def finish(workers):
 def assert_same(models, expected):
     """The same weights up to the rounding of sums, and figures of every epoch.
 
-    What the quantizer counted may differ by a latent or two, of thousands, that was as near to one code as to another.
+    How often each code was counted may differ where codebook vectors are as good as the same; in all it may not.
     """
     arrays, histories = weights(models), []
     for name, array in weights(expected).items():
         counted = "vector_quantizer" in name and not name.endswith("vars/0")
-        np.testing.assert_allclose(arrays[name], array, atol=0.05 if counted else 2e-5, err_msg=name)
+        if counted:
+            np.testing.assert_allclose(arrays[name].sum(axis=0), array.sum(axis=0), atol=0.02, err_msg=name)
+        else:
+            np.testing.assert_allclose(arrays[name], array, atol=2e-5, err_msg=name)
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
         stages = [config[stage]["history"] for stage in ("vqvae", "decoder", "pixelcnn")]
