@@ -485,8 +485,8 @@ def vqvae_loss(model, variance, ssim_weight=0.0):
     return loss
 
 
-def train_vqvae(images, held_out, variance, settings, args, path):
-    """Train a VQVAE on images (N, 128, 128, 1) of that variance, an array or a Store; returns its Training.
+def train_vqvae(images, held_out, mean, variance, settings, args, path):
+    """Train a VQVAE on images (N, 128, 128, 1) of that mean and variance, an array or a Store; returns its Training.
 
     Where the preset is augmented, the `held_out` (N,) bool are kept from it, and their SSIM is reported.
     """
@@ -513,7 +513,7 @@ def train_vqvae(images, held_out, variance, settings, args, path):
     if preset["augmented"]:
         seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # to learn the mean first would overshoot, and cost the decoder many of its units
-        model.decoder.layers[-1].bias.assign([moments(images, seen)[0].mean()])
+        model.decoder.layers[-1].bias.assign([mean])
         settings["epochs"] = args.vqvae_epochs
         steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
     training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
@@ -827,7 +827,6 @@ def _train(args):
     import modules
 
     preset = PRESETS[args.preset]
-
     if args.deterministic:
         modules.tf.config.experimental.enable_op_determinism()
     if writes():
@@ -862,12 +861,12 @@ def _train(args):
     if np.any(of_all(strategy, float(precision == "float32"))):  # what one worker is slow at, all wait for
         precision = "float32"
     modules.keras.config.set_dtype_policy(precision)
-    print(f"precision: {precision}" + f"; {strategy.num_replicas_in_sync} replicas")
+    print(f"precision: {precision}; {strategy.num_replicas_in_sync} replicas")
     recipe = json.loads(json.dumps({name: value for name, value in preset.items() if name != "flags"}))
     settings = {"preset": args.preset, "digest": slices.digest, "seed": args.seed, "precision": precision, **recipe}
     if preset["augmented"]:
         settings["validation_share"] = args.validation_share
-    vqvae = train_vqvae(images, unseen, variance, settings, args, vqvae_path)
+    vqvae = train_vqvae(images, unseen, mean.mean(), variance, settings, args, vqvae_path)
     model = vqvae.model
     encoder = as_used(model)
     weights = [*encoder.encoder.weights, encoder.quantizer.codebook]
