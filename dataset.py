@@ -576,6 +576,11 @@ def level_of(name):
     return int(found[1]) if found else 0
 
 
+def owners(names):
+    """Cases (N,) str and levels (N,) int32 of slices with these file names."""
+    return np.array([case_of(name) for name in names]), np.array([level_of(name) for name in names], np.int32)
+
+
 # --- volumes ----------------------------------------------------------------------------------------------------------
 
 
@@ -932,8 +937,10 @@ def _read(members, store):
 
     digests = []
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        following = pool.map(read, members[:SOME])
         for start in range(0, len(members), SOME):
-            some = list(pool.map(read, members[start : start + SOME]))
+            some, following = following, pool.map(read, members[start + SOME : start + 2 * SOME])
+            some = list(some)  # while the following are decoded
             digests += [digest for digest, _ in some]
             store(slice(start, start + len(some)), np.stack([image for _, image in some]))
     return digests

@@ -92,28 +92,28 @@ def parse_arguments():
 
 
 class Pictures(NamedTuple):
-    """Slices as PNGs hold them: levels (N, 128, 128) uint8, and the group (person) that each belongs to (N,) str.
+    """Slices as PNGs hold them, `grey` (N, 128, 128) uint8, and the group (person) that each belongs to (N,) str.
 
-    `heights` (N,) int are the slices' levels in their heads, the lowest 0, or None where they are not known.
+    `levels` (N,) int are those of the slices in their heads, the lowest 0, or None where they are not known.
     """
 
-    levels: np.ndarray
+    grey: np.ndarray
     groups: np.ndarray
-    heights: np.ndarray | None = None
+    levels: np.ndarray | None = None
 
     def take(self, chosen):
-        heights = None if self.heights is None else self.heights[chosen]
-        return Pictures(self.levels[chosen], self.groups[chosen], heights)
+        levels = None if self.levels is None else self.levels[chosen]
+        return Pictures(self.grey[chosen], self.groups[chosen], levels)
 
     @property
     def unit(self):
         """(N, 128, 128) float32 in [0, 1]."""
-        return self.levels / np.float32(255)
+        return self.grey / np.float32(255)
 
 
-def pictures(images, names, heights=None):
+def pictures(images, names, levels=None):
     """Pictures of images (N, 128, 128, 1) in [-0.5, 0.5]; slices of one case are a group."""
-    return Pictures(dataset.to_levels(images[..., 0]), np.array([case_of(name) for name in names]), heights)
+    return Pictures(dataset.to_levels(images[..., 0]), np.array([case_of(name) for name in names]), levels)
 
 
 class Figure(NamedTuple):
@@ -148,12 +148,12 @@ def fit_components(real, seed):
     """The principal components of real slices: a function from Pictures to points (N, COMPONENTS) float32."""
     from sklearn.decomposition import PCA
 
-    count = min(COMPONENTS, len(real.levels) - 1)
-    pca = PCA(count, svd_solver="randomized", random_state=seed).fit(real.unit.reshape(len(real.levels), -1))
+    count = min(COMPONENTS, len(real.grey) - 1)
+    pca = PCA(count, svd_solver="randomized", random_state=seed).fit(real.unit.reshape(len(real.grey), -1))
 
     def components(some):
-        parts = [Pictures(levels, None) for levels in np.array_split(some.levels, -(-len(some.levels) // 1024))]
-        return np.concatenate([pca.transform(part.unit.reshape(len(part.levels), -1)) for part in parts])
+        parts = [Pictures(grey, None) for grey in np.array_split(some.grey, -(-len(some.grey) // 1024))]
+        return np.concatenate([pca.transform(part.unit.reshape(len(part.grey), -1)) for part in parts])
 
     return components
 
@@ -254,7 +254,7 @@ def pair_ssim(some, seed):
     import modules
 
     rng = np.random.default_rng(seed)
-    first, second = rng.integers(0, len(some.levels), (2, 4 * PAIRS))
+    first, second = rng.integers(0, len(some.grey), (2, 4 * PAIRS))
     apart = np.flatnonzero(some.groups[first] != some.groups[second])[:PAIRS]
     first, second = first[apart], second[apart]
     likeness = modules.ssim(as_images(some.take(first)), as_images(some.take(second)))
@@ -270,11 +270,11 @@ def as_images(some):
     return some.unit[..., None] - np.float32(0.5)
 
 
-def fit_heights(real, components):
-    """A linear regression that reads the height of slices: a function from Pictures to (N,) float."""
+def fit_level(real, components):
+    """A linear regression that reads the level of slices: a function from Pictures to (N,) float."""
     from sklearn.linear_model import RidgeCV
 
-    regression = RidgeCV().fit(components(real), real.heights)
+    regression = RidgeCV().fit(components(real), real.levels)
     return lambda some: regression.predict(components(some))
 
 
@@ -306,7 +306,7 @@ def two_sample_auc(some, real, seed, floor=0.0):
 
     images = np.concatenate([some.unit, real.unit])
     features = energies(np.where(images < floor, 0, images))
-    truth = np.repeat([1, 0], [len(some.levels), len(real.levels)])
+    truth = np.repeat([1, 0], [len(some.grey), len(real.grey)])
     groups = np.concatenate([some.groups, real.groups])
     number = min(FOLDS, len(set(some.groups)), len(set(real.groups)))
     folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
@@ -330,16 +330,16 @@ def nearest(some, real):
     Returns correlations (N,), indices (N,) of real slices, and whether it is the mirror image's (N,) bool. The head's
     left-right axis is vertical here, so that mirroring flips rows.
     """
-    parts = np.array_split(some.levels, -(-len(some.levels) // 512))
-    return tuple(map(np.concatenate, zip(*(_nearest(levels, real) for levels in parts))))
+    parts = np.array_split(some.grey, -(-len(some.grey) // 512))
+    return tuple(map(np.concatenate, zip(*(_nearest(grey, real) for grey in parts))))
 
 
-def _nearest(levels, real):
-    count = len(levels)
-    queries = standardised(np.concatenate([levels, levels[:, ::-1]]))
+def _nearest(grey, real):
+    count = len(grey)
+    queries = standardised(np.concatenate([grey, grey[:, ::-1]]))
     best, index = np.full(2 * count, -np.inf, np.float32), np.zeros(2 * count, int)
-    for start in range(0, len(real.levels), 1024):
-        correlations = queries @ standardised(real.levels[start : start + 1024]).T
+    for start in range(0, len(real.grey), 1024):
+        correlations = queries @ standardised(real.grey[start : start + 1024]).T
         highest = correlations.argmax(axis=1)
         values = correlations[np.arange(2 * count), highest]
         index = np.where(values > best, start + highest, index)
@@ -348,9 +348,9 @@ def _nearest(levels, real):
     return np.maximum(best[count:], best[:count]), np.where(mirrored, index[count:], index[:count]), mirrored
 
 
-def standardised(levels):
-    """Levels (N, 128, 128) as vectors (N, 16384) float32 of mean 0 and length 1, so that products are correlations."""
-    vectors = levels.reshape(len(levels), -1).astype(np.float32)
+def standardised(grey):
+    """Grey levels (N, 128, 128) as vectors (N, 16384) float32 of mean 0 and length 1: products are correlations."""
+    vectors = grey.reshape(len(grey), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     return vectors
@@ -372,7 +372,7 @@ def ssim_of_nearest(some, real, index, mirrored):
     """SSIM (N,) of slices to the real ones that `nearest` found."""
     import modules
 
-    turned = np.where(mirrored[:, None, None], some.levels[:, ::-1], some.levels)
+    turned = np.where(mirrored[:, None, None], some.grey[:, ::-1], some.grey)
     return modules.ssim(as_images(Pictures(turned, some.groups)), as_images(real.take(index)))
 
 
@@ -391,11 +391,6 @@ class Codes(NamedTuple):
 
     def take(self, chosen):
         return Codes(self.grids[chosen], self.groups[chosen], self.levels[chosen])
-
-
-def owners(names):
-    """Groups (N,) str and levels (N,) int32 of slices with these file names."""
-    return np.array([case_of(name) for name in names]), np.array([dataset.level_of(name) for name in names], np.int32)
 
 
 # --- the prior --------------------------------------------------------------------------------------------------------
@@ -449,11 +444,11 @@ class Judge:
     def __init__(self, real, held_out, count, seed):
         self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
         self.components = fit_components(real, seed)
-        self.read_heights = None if real.heights is None else fit_heights(real, self.components)
+        self.predict_level = None if real.levels is None else fit_level(real, self.components)
         self.nearest_held_out = nearest(held_out, real)[0]
 
     def draw(self, some, salt=0):
-        chosen = np.random.default_rng((self.seed, salt)).choice(len(some.levels), self.count, replace=False)
+        chosen = np.random.default_rng((self.seed, salt)).choice(len(some.grey), self.count, replace=False)
         return some.take(np.sort(chosen))
 
     def likeness(self, some, real):
@@ -471,10 +466,10 @@ class Judge:
         }
 
     def misreading(self, some):
-        """Figure of the error with which a regression reads the height of slices, where that is known; by name."""
-        if self.read_heights is None or some.heights is None:
+        """Figure of the error with which a regression reads the level of slices, where that is known; by name."""
+        if self.predict_level is None or some.levels is None:
             return {}
-        return {"level misread by": mean(np.abs(self.read_heights(some) - some.heights), some.groups)}
+        return {"level misread by": mean(np.abs(self.predict_level(some) - some.levels), some.groups)}
 
     def memory(self, some):
         """Figures of how near slices are to real ones, by name, and what `nearest` gave."""
@@ -509,11 +504,11 @@ def draw_nearest(plt, sets, real):
     figure, axes = plt.subplots(3 * len(sets), SHOWN, figsize=(1.6 * SHOWN, 5.2 * len(sets)), squeeze=False)
     for rows, (name, (some, (correlation, index, mirrored))) in zip(axes.reshape(len(sets), 3, SHOWN), sets.items()):
         for column, i in zip(rows.T, np.argsort(-correlation)):
-            neighbour = real.levels[index[i]][::-1] if mirrored[i] else real.levels[index[i]]
-            column[0].imshow(some.levels[i], "gray", vmin=0, vmax=255)
+            neighbour = real.grey[index[i]][::-1] if mirrored[i] else real.grey[index[i]]
+            column[0].imshow(some.grey[i], "gray", vmin=0, vmax=255)
             column[0].set_title(f"{correlation[i]:.3f}", fontsize=9)
             column[1].imshow(neighbour, "gray", vmin=0, vmax=255)
-            column[2].imshow(some.levels[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
+            column[2].imshow(some.grey[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
         for row, title in zip(rows, (name, "nearest real", "difference")):
             row[0].set_ylabel(title, fontsize=9)
     for axis in axes.flat:
@@ -590,7 +585,7 @@ def read_slices(args):
     configs = {folder: modules.load_config(folder) for folder in args.models}
     test = None if args.tune else dataset.load_split("test", args.data, args.url)
     training = dataset.load_split("train", args.data, args.url)
-    some = pictures(training.images, training.names, owners(training.names)[1])
+    some = pictures(training.images, training.names, dataset.owners(training.names)[1])
     unseen = {}  # by the models
     for folder, config in configs.items():
         unseen[folder] = np.isin(some.groups, config["data"]["held_out_cases"])
@@ -607,7 +602,7 @@ def read_slices(args):
     made = {folder.name: use(folder, training, unseen[folder], test, args) for folder in args.models}
     if args.tune:
         return some.take(~first), some.take(first), made
-    return some, pictures(test.images, test.names, owners(test.names)[1]), made
+    return some, pictures(test.images, test.names, dataset.owners(test.names)[1]), made
 
 
 def use(folder, training, unseen, test, args):
@@ -621,9 +616,9 @@ def use(folder, training, unseen, test, args):
 
     vqvae, pixelcnn = modules.load_models(folder)
     held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
-    codes = Codes(vqvae.encode(training.images), *owners(training.names))
+    codes = Codes(vqvae.encode(training.images), *dataset.owners(training.names))
     sets = {"training": codes.take(~unseen)} | ({"validation": codes.take(unseen)} if unseen.any() else {})
-    held_out_codes = Codes(vqvae.encode(held_out.images), *owners(held_out.names))
+    held_out_codes = Codes(vqvae.encode(held_out.images), *dataset.owners(held_out.names))
     if test:
         sets["test"] = held_out_codes
     known = codes.grids[~unseen] if args.tune else codes.grids
@@ -636,7 +631,7 @@ def use(folder, training, unseen, test, args):
     repeated = {"held out": repeats(held_out_codes, known)}
     reconstructed = pictures(vqvae.decode(held_out_codes.grids), held_out.names, held_out_codes.levels)
     progress = functools.partial(tqdm, desc=f"sampling, {folder.name}", unit="batch", leave=False, disable=None)
-    names, levels = [f"sample {i}" for i in range(args.samples)], modules.spread_levels(pixelcnn, args.samples)
+    names, levels = [f"sample {i}" for i in range(args.samples)], modules.sppredict_level(pixelcnn, args.samples)
     generated = {}
     for temperature in args.temperature or [modules.load_temperature(folder)]:
         drawn = modules.sample(pixelcnn, args.samples, args.seed, temperature, progress=progress)
@@ -653,7 +648,7 @@ def check_sizes(real, sets, count, where):
         slices_of = np.unique(some.groups, return_counts=True)[1]
         if count < 2 * NEIGHBOURS or count - slices_of.max() < NEIGHBOURS:
             raise UserError(
-                f"{where}: too few to measure, {len(some.levels)} {name} slices of {len(slices_of)} people; each set "
+                f"{where}: too few to measure, {len(some.grey)} {name} slices of {len(slices_of)} people; each set "
                 f"needs {2 * NEIGHBOURS} slices of several people, the held-out tenth of real ones too"
             )
 
@@ -701,8 +696,8 @@ def main():
         real, held_out, made = read_slices(args)
         generated, reconstructed, repeated = columns_of(made, args.temperature)
     sets = {**generated, "held out": held_out, **reconstructed}
-    count = min(len(some.levels) for some in sets.values())
-    count = min(count, len(real.levels) // 2)
+    count = min(len(some.grey) for some in sets.values())
+    count = min(count, len(real.grey) // 2)
     check_sizes(real, sets, count, f"{args.real}, {args.fake}" if args.real else args.data or dataset.DATASET)
     judge = Judge(real, held_out, count, args.seed)
     figures, found = {}, {}
@@ -712,7 +707,7 @@ def main():
     half = np.isin(real.groups, dataset.hold_out(real.groups, 0.5, args.seed))
     if min(half.sum(), (~half).sum()) >= count:
         figures["training halves"] = judge.likeness(real.take(half), real.take(~half))
-    sizes = {"reference": len(real.levels)} | {name: len(some.levels) for name, some in sets.items()}
+    sizes = {"reference": len(real.grey)} | {name: len(some.grey) for name, some in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))
     for name, some in made.items():

@@ -4,9 +4,11 @@ A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent v
 each by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code indices; the
 decoder turns the grid back into a slice. The PixelCNN is the prior over such grids: it gives the probability of every
 code from the codes before it in raster order (row by row), so that new grids can be drawn code by code and decoded.
+The sharp preset has (16, 16) grids of 1,024 codes, a Discriminator that asks for texture, and a GatedPixelCNN.
 
     van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937        (VQ-VAE)
-    van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, 1606.05328  (PixelCNN)
+    van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, 1606.05328  (PixelCNN, gated too)
+    Esser et al. 2021, Taming Transformers, VQGAN, arXiv 2012.09841                            (discriminator)
     Wang et al. 2004, Image Quality Assessment, IEEE Transactions on Image Processing 13(4)    (SSIM)
 
 Every constructor argument of a network lands in the config.json beside its weights, so `load_vqvae(folder)` and
@@ -321,8 +323,9 @@ class Discriminator(keras.Model):
 
     Called on images (N, size, size, 1) float32 in [-0.5, 0.5] and a guide to each, of the same shape, it returns for
     each size the outputs of its layers, of which the last (N, h, w, 1) float32 are the logits: positive where a patch
-    looks real. The guide is the image with its detail lost, so that texture must not only look real but belong there.
-    Also given is the detail that a 3x3 mean takes from the image, enlarged to be seen from the first step on.
+    looks real. The guide is what a VQ-VAE without a discriminator makes of the image, so that texture must not only
+    look real but belong there. Also given is the detail that a 3x3 mean takes from the image, enlarged to be seen from
+    the first step on.
     """
 
     def __init__(self, filters, **kwargs):
@@ -532,12 +535,12 @@ class GatedLayer(layers.Layer):
         self.output_ = Conv2D(filters, 1, name="output")
         self.dropout = layers.Dropout(dropout)
 
-    def build(self, stack, _, condition):
-        padded = (None, None, None, stack[-1])
+    def build(self, vertical_shape, horizontal_shape, condition_shape):
+        stack, padded = vertical_shape, (None, None, None, vertical_shape[-1])
         self.vertical.build(padded)
         self.horizontal.build(padded)
         self.link.build((*stack[:-1], 2 * self.filters))
-        self.condition.build(condition)
+        self.condition.build(condition_shape)
         self.output_.build((*stack[:-1], self.filters))
 
     def call(self, vertical, horizontal, condition, training=False):
@@ -586,8 +589,9 @@ class GatedPixelCNN(keras.Model):
             "dropout": dropout,
         }
         self.embedding = layers.Embedding(num_embeddings, filters, name="embedding")
-        self.level = layers.Embedding(levels, filters, name="level")
-        self.place = layers.Embedding(self.grid[0] * self.grid[1], filters, name="place")
+        # in float32, for their gradients are sums over positions or grids
+        self.level = layers.Embedding(levels, filters, dtype="float32", name="level")
+        self.place = layers.Embedding(self.grid[0] * self.grid[1], filters, dtype="float32", name="place")
         self.gated = [
             GatedLayer(filters, 7 if i == 0 else kernel_size, first=i == 0, dropout=dropout, name=f"gated_{i}")
             for i in range(gated_layers)
@@ -740,6 +744,7 @@ class _GatedLayerCache:
             part.get_weights() for part in (layer.vertical, layer.horizontal, layer.link, layer.output_)
         )
         condition = layer.condition.get_weights()[0][0, 0]
+        # to the vertical and to the horizontal stack
         self.level, self.places = np.split(level @ condition, 2, axis=-1), np.split(places @ condition, 2, axis=-1)
         inputs = len(condition)
         self.above = np.zeros((number, height + self.margin, width + 2 * self.margin, inputs), np.float32)

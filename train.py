@@ -5,10 +5,10 @@
     python train.py --resume          continue a training that was interrupted
 
 The VQ-VAE minimises the squared error of its reconstructions, divided by the variance of the data so that 1 is the
-error of a constant image, plus the losses of its quantizer; the sharp one also a lack of SSIM, and then its decoder
-alone learns to please a discriminator. The PixelCNN minimises the cross-entropy of the codes that the trained VQ-VAE
-gives the slices. Every epoch ends with a checkpoint beside the folder of the weights; the weights that were there stay
-in use until the new ones are complete. One loop serves a single device, several, and several machines.
+error of a constant image, plus the losses of its quantizer; the sharp one also a lack of SSIM, and then it learns to
+please a discriminator. The PixelCNN minimises the cross-entropy of the codes that the trained VQ-VAE gives the slices.
+Every epoch ends with a checkpoint beside the folder of the weights; the weights that were there stay in use until the
+new ones are complete. One loop serves a single device, several, and several machines.
 
 TensorFlow is imported inside functions here and in the other scripts: --help and wrong usage should not wait for it.
 """
@@ -66,13 +66,10 @@ PRESETS = {
         "augmented": True,
         "ssim_weight": 0.5,
         "vqvae_learning_rate": 1e-3,
-        "adversary": {"filters": (32, 64, 128)},
-        "decoder_learning_rate": 2e-4,
-        "adversary_learning_rate": 1e-3,
-        "decoder_ssim_weight": 0.3,
-        "adversarial_weight": 0.3,
-        "feature_weight": 1.0,
-        "penalty_weight": 1.0,
+        "discriminator": {"filters": (32, 64, 128)},
+        "adversarial_learning_rates": {"vqvae": 2e-4, "discriminator": 1e-3},
+        # of the losses; the penalty's is low, for the gradient is that through an enlarged detail
+        "adversarial_weights": {"ssim": 0.3, "adversarial": 0.3, "feature": 2.0, "penalty": 0.2},
         "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
         "pixelcnn_learning_rate": 1.5e-3,
         "temperature": 1.0,
@@ -81,9 +78,9 @@ PRESETS = {
             "embeddings": 1024,
             "vqvae_epochs": 12,
             "vqvae_batch_size": 32,
-            "decoder_epochs": 10,
-            "decoder_batch_size": 32,
-            "pixelcnn_epochs": 30,
+            "adversarial_epochs": 10,
+            "adversarial_batch_size": 32,
+            "pixelcnn_epochs": 18,
             "pixelcnn_batch_size": 32,
         },
     },
@@ -105,8 +102,8 @@ def parse_arguments():
     add("--embeddings", "vectors in the codebook")
     add("--vqvae-epochs", "epochs of the VQ-VAE")
     add("--vqvae-batch-size", "slices in a training step of the VQ-VAE")
-    add("--decoder-epochs", "epochs of the decoder against its discriminator")
-    add("--decoder-batch-size", "slices in a training step of the decoder")
+    add("--adversarial-epochs", "epochs of the VQ-VAE against a discriminator")
+    add("--adversarial-batch-size", "slices in a training step against the discriminator")
     add("--residual-blocks", "residual blocks of the PixelCNN")
     add("--masked-layers", "masked 1x1 layers that follow them in the PixelCNN")
     add("--pixelcnn-epochs", "epochs of the PixelCNN")
@@ -267,8 +264,8 @@ class Training:
         if not self.path.exists():
             return
         state, arrays = load_checkpoint(self.path)
-        if state["settings"].get("encoder") != self.settings.get("encoder"):
-            note(f"{self.path} is for the codes of another VQ-VAE; starting that afresh")
+        if state["settings"].get("vqvae") != self.settings.get("vqvae"):
+            note(f"{self.path} continues another VQ-VAE than this; starting that afresh")
             return
         self._check(state["settings"])
         try:
@@ -313,8 +310,8 @@ def shuffled(count, batch_size, seed):
 def feed(strategy, read, batches, seed):
     """The batches as `strategy` takes them: each replica gets its part of a batch, and that part's share of it.
 
-    `read(indices, turned)` gives the arrays of some items, of which `turned` (bool) are to be mirrored: about a half,
-    drawn by the seed. A batch of fewer items than there are replicas is left out.
+    `read(indices, chances)` gives the arrays of some items; to vary them it has uniform numbers (n, 4) in [0, 1), drawn
+    by the seed. A batch of fewer items than there are replicas is left out.
     """
     from modules import tf
 
@@ -325,9 +322,9 @@ def feed(strategy, read, batches, seed):
 
         def part(number):
             batch, replica = batches[number // here], context.input_pipeline_id * here + number % here
-            turned = np.random.default_rng((*seed, number // here)).random(len(batch)) < 0.5
+            chances = np.random.default_rng((*seed, number // here)).random((len(batch), 4))
             mine = np.array_split(np.arange(len(batch)), context.num_replicas_in_sync)[replica]
-            return np.float32(len(mine) / len(batch)), *read(batch[mine], turned[mine])
+            return np.float32(len(mine) / len(batch)), *read(batch[mine], chances[mine])
 
         example = part(0)
         types = [value.dtype for value in example]
@@ -479,7 +476,7 @@ def vqvae_loss(model, variance, ssim_weight=0.0):
             "loss": total,
             "reconstruction_loss": reconstruction_loss,
             "quantizer_loss": quantizer_loss,
-            "code_counts": ops.sum(ops.one_hot(codes, model.config["num_embeddings"]), axis=(0, 1, 2)),
+            "code_counts": code_counts(codes, model),
         }
 
     return loss
@@ -518,8 +515,9 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
     training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
 
-    def read(chosen, turned):
-        return [mirrored(images[seen[chosen]], turned & preset["augmented"])]
+    def read(chosen, chances):
+        some = images[seen[chosen]]
+        return [mirrored(some, chances) if preset["augmented"] else some]
 
     def summarise(totals):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
@@ -543,9 +541,19 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
     return training
 
 
-def mirrored(images, turned):
-    """Images (N, H, W, 1), the `turned` (N,) bool with left and right, the vertical axis here, exchanged."""
-    return np.where(turned[:, None, None, None], images[:, ::-1], images)
+def mirrored(images, chances):
+    """Images (N, H, W, 1), half of them, by uniform numbers (N, 4), flipped along the vertical axis: left and right."""
+    return np.where(chances[:, :1, None, None] < 0.5, images[:, ::-1], images)
+
+
+def moved(images, chances):
+    """Images (N, H, W, 1), half of them, by uniform numbers (N, 4), moved by -1, 0 or 1 pixel along both axes."""
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    corners = np.where(chances[:, 1:2] < 0.5, (3 * chances[:, 2:]).astype(int), 1)
+    return np.stack(
+        [image[row : row + height, column : column + width] for image, (row, column) in zip(padded, corners)]
+    )
 
 
 def parts(count):
@@ -565,25 +573,25 @@ def moments(images, chosen):
     return mean, float(squares / len(chosen) / mean.size - mean.mean() ** 2)
 
 
-def adversarial_gradients(training, vqvae, discriminator, guides, optimizer, preset, variance):
-    """What `make_step` takes, of slices and their codes, for a decoder, and for a discriminator by its own optimizer.
+def adversarial_gradients(training, frozen, discriminator, optimizer, weights, variance):
+    """What `make_step` takes, of slices, for a VQVAE, and for a discriminator by an optimizer of its own.
 
-    The decoder is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
-    matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; as in Esser et al. 2021, VQGAN, arXiv
-    2012.09841. Encoder and codebook are fixed; what the decoder made of the codes before is the discriminator's guide.
-    A penalty on its gradient at real slices (R1, Mescheder et al. 2018, arXiv 1801.04406) keeps the decoder from
-    fooling it by changes that nobody sees, after which it learned nothing more.
+    The VQ-VAE is to please the discriminator (hinge loss), to give its layers what real slices give them (feature
+    matching, Wang et al. 2018, arXiv 1711.11585), and to stay true to the slice; after Esser et al. 2021, VQGAN, arXiv
+    2012.09841, without a network for perceptual distances. The `frozen` VQVAE, which knew no discriminator, gives this
+    its guide. A penalty on the discriminator's gradient at real slices (R1, Mescheder et al. 2018, arXiv 1801.04406)
+    keeps the decoder from fooling it by changes that nobody sees, after which it learned nothing more.
     """
     from keras import ops
 
     import modules
     from modules import tf
 
-    def gradients(images, codes):
-        with tf.GradientTape() as tape, tf.GradientTape() as adversary_tape:
-            vectors = vqvae.quantizer.lookup(codes)
-            decoded = ops.maximum(vqvae.paint(vectors), -0.5)  # so that black is exactly black
-            guide = ops.cast(guides(vectors), "float32")
+    def gradients(images):
+        vqvae, guide = training.model, frozen(images)[0]
+        with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
+            decoded, codes, quantizer_loss = vqvae(images, training=True)
+            decoded = ops.maximum(decoded, -0.5)  # so that black is exactly black
             with tf.GradientTape() as penalty_tape:
                 penalty_tape.watch(images)
                 of_real = discriminator(images, guide)
@@ -591,94 +599,102 @@ def adversarial_gradients(training, vqvae, discriminator, guides, optimizer, pre
             penalty = ops.mean(ops.sum(penalty_tape.gradient(verdict, images) ** 2, axis=(1, 2, 3)))
             of_decoded = discriminator(decoded, guide)
             hinge = sum(
-                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + mine[-1]))
-                for real, mine in zip(of_real, of_decoded)
+                ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + fake[-1]))
+                for real, fake in zip(of_real, of_decoded)
             ) / len(of_real)
-            adversary_loss = hinge + preset["penalty_weight"] * penalty
+            discriminator_loss = hinge + weights["penalty"] * penalty
             adversarial = -sum(ops.mean(scale[-1]) for scale in of_decoded) / len(of_decoded)
             feature = sum(
-                ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - mine, "float32")))
-                for reals, mines in zip(of_real, of_decoded)
-                for real, mine in zip(reals[:-1], mines[:-1])
+                ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - fake, "float32")))
+                for reals, fakes in zip(of_real, of_decoded)
+                for real, fake in zip(reals[:-1], fakes[:-1])
             ) / sum(len(scale) - 1 for scale in of_decoded)
             reconstruction = ops.mean((images - decoded) ** 2) / variance
             likeness = ops.mean(modules.ssim_tensor(images, decoded))
             loss = (
                 reconstruction
-                + preset["decoder_ssim_weight"] * (1 - likeness)
-                + preset["adversarial_weight"] * adversarial
-                + preset["feature_weight"] * feature
+                + quantizer_loss
+                + weights["ssim"] * (1 - likeness)
+                + weights["adversarial"] * adversarial
+                + weights["feature"] * feature
             )
-        decoder, adversary = vqvae.decoder.trainable_variables, discriminator.trainable_variables
+        judging, painting = discriminator.trainable_variables, vqvae.trainable_variables
         updates = [
-            (optimizer, adversary_tape.gradient(adversary_loss, adversary), adversary),
-            (training.optimizer, tape.gradient(loss, decoder), decoder),
+            (optimizer, discriminator_tape.gradient(discriminator_loss, judging), judging),
+            (training.optimizer, tape.gradient(loss, painting), painting),
         ]
         return updates, {
             "loss": loss,
             "reconstruction_loss": reconstruction,
+            "quantizer_loss": quantizer_loss,
             "ssim": likeness,
             "adversarial_loss": adversarial,
             "feature_loss": feature,
             "discriminator_loss": hinge,
+            "code_counts": code_counts(codes, vqvae),
         }
 
     return gradients
 
 
-def train_decoder(vqvae, images, codes, mirrored_codes, held_out, variance, settings, args, path):
-    """Train the decoder of a VQVAE on against a discriminator, on images and codes that are not held out.
+def code_counts(codes, vqvae):
+    """How often each code (K,) occurs in codes (N, h, w)."""
+    from keras import ops
 
-    `mirrored_codes` (N, h, w) are those of the mirror images. Returns its Training.
+    return ops.sum(ops.one_hot(codes, vqvae.config["num_embeddings"]), axis=(0, 1, 2))
+
+
+def train_adversarial(vqvae, images, held_out, variance, settings, args, path):
+    """Train a VQVAE on against a discriminator; returns its Training.
+
+    The images (N, 128, 128, 1), an array or a Store, have that variance; the `held_out` (N,) bool are kept from it.
     """
     import keras
 
     import modules
 
     preset = PRESETS[args.preset]
+    rates, weights = preset["adversarial_learning_rates"], preset["adversarial_weights"]
     keras.utils.set_random_seed(args.seed)
-    settings = settings | {"batch_size": args.decoder_batch_size, "epochs": args.decoder_epochs}
+    settings = settings | {"batch_size": args.adversarial_batch_size, "epochs": args.adversarial_epochs}
     seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    steps = args.decoder_epochs * -(-len(seen) // args.decoder_batch_size)
-    training = Training(
-        "decoder", vqvae.decoder, preset["decoder_learning_rate"], settings, path, steps=steps, beta_1=0.5
-    )
-    discriminator = modules.Discriminator(**preset["adversary"])
-    guides = keras.models.clone_model(vqvae.decoder)
-    guides.set_weights(vqvae.decoder.get_weights())
-    guides.trainable = False
-    optimizer = make_adam(discriminator.trainable_variables, preset["adversary_learning_rate"], steps, beta_1=0.5)
+    steps = args.adversarial_epochs * -(-len(seen) // args.adversarial_batch_size)
+    frozen, used = copy_of(vqvae), as_used(vqvae)
+    settings["vqvae"] = digest(frozen.weights)
+    training = Training("adversarial", vqvae, rates["vqvae"], settings, path, steps=steps, beta_1=0.5)
+    discriminator = modules.Discriminator(**preset["discriminator"])
+    optimizer = make_adam(discriminator.trainable_variables, rates["discriminator"], steps, beta_1=0.5)
     training.others = [*discriminator.variables, *optimizer.variables]
 
-    def read(chosen, turned):
-        chosen = seen[chosen]
-        return mirrored(images[chosen], turned), either(codes, mirrored_codes, chosen, turned)
+    def read(chosen, chances):
+        return [mirrored(images[seen[chosen]], chances)]
 
     def summarise(totals):
+        in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
         figures = {name: float(value) for name, value in totals.items()}
+        figures |= {"codes_in_use": in_use, "perplexity": perplexity}
+        used.set_weights(vqvae.get_weights())
         ssim, sharp, sharp_real = [], 0, 0
         for part in parts(len(unseen)):
-            real, decoded = images[unseen[part]], vqvae.decode(codes[unseen[part]])
+            real = images[unseen[part]]
+            decoded = used.decode(used.encode(real))
             ssim.append(modules.ssim(real, decoded))
             sharp, sharp_real = sharp + len(real) * sharpness(decoded), sharp_real + len(real) * sharpness(real)
         figures["validation_ssim"] = float(np.concatenate(ssim).mean())
         figures["sharpness"] = float(sharp / sharp_real)
         line = (
-            f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); "
-            f"validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
+            f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); codes in "
+            f"use {in_use:.0%}, perplexity {perplexity:.1f}; validation: SSIM {figures['validation_ssim']:.3f}, "
+            f"{figures['sharpness']:.2f} as sharp as real"
         )
         return figures, line
 
     if args.resume:
         training.restore()
-    gradients = adversarial_gradients(training, vqvae, discriminator, guides, optimizer, preset, variance)
-    fit(training, gradients, summarise, read, len(seen), args.decoder_epochs, args.decoder_batch_size, args.seed)
+    gradients = adversarial_gradients(training, frozen, discriminator, optimizer, weights, variance)
+    epochs, batch_size = args.adversarial_epochs, args.adversarial_batch_size
+    fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
     return training
-
-
-def either(codes, mirrored_codes, chosen, turned):
-    """Codes (n, h, w) int32 of the chosen slices, of the mirror images where `turned`."""
-    return np.where(turned[:, None, None], mirrored_codes[chosen], codes[chosen])
 
 
 def sharpness(images):
@@ -711,11 +727,11 @@ def pixelcnn_loss(model, codes, levels, training=True):
     return loss, {"loss": loss, "accuracy": accuracy}
 
 
-def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path):
+def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path):
     """Train a prior on codes (N, h, w) but for the `held_out` (N,) bool, which validate; returns its Training.
 
-    `mirrored_codes` (N, h, w) are those of the mirror images, or None where the preset is not augmented; `levels` (N,)
-    those of the slices in their heads.
+    `levels` (N,) are those of the slices in their heads. Where the preset is augmented, what is learned are the codes
+    that a VQVAE, in float32, gives the images once they are mirrored and moved: by a pixel, and two of three differ.
     """
     import keras
 
@@ -743,11 +759,14 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
     signature = [tf.TensorSpec((None, *codes.shape[1:]), "int32"), tf.TensorSpec((None,), "int32")]
     evaluate = tf.function(lambda *batch: pixelcnn_loss(model, *batch, training=False)[1], input_signature=signature)
 
-    def read(chosen, turned):
+    def read(chosen, chances):
         chosen = seen[chosen]
-        if preset["augmented"]:
-            return either(codes, mirrored_codes, chosen, turned), levels[chosen]
-        return codes[chosen], levels[chosen]
+        items = moved(mirrored(images[chosen], chances), chances) if preset["augmented"] else codes[chosen]
+        return items, levels[chosen]
+
+    def loss(items, levels):
+        grids = vqvae.quantizer.nearest(vqvae.encoder(items)) if preset["augmented"] else items
+        return pixelcnn_loss(model, grids, levels)
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
@@ -766,8 +785,8 @@ def train_pixelcnn(codes, mirrored_codes, levels, held_out, settings, args, path
 
     if args.resume:
         training.restore()
-    gradients = gradients_of(training, lambda *batch: pixelcnn_loss(model, *batch))
-    fit(training, gradients, summarise, read, len(seen), args.pixelcnn_epochs, args.pixelcnn_batch_size, args.seed)
+    gradients, epochs, batch_size = gradients_of(training, loss), args.pixelcnn_epochs, args.pixelcnn_batch_size
+    fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
     training.keep_best()
     return training
 
@@ -839,8 +858,7 @@ def _train(args):
     dataset.make_folder(own)
     slices = dataset.open_split("train", own, args.data, args.url)
     images, count = slices.images, len(slices.names)
-    cases = np.array([dataset.case_of(name) for name in slices.names])
-    levels = np.array([dataset.level_of(name) for name in slices.names], np.int32)
+    cases, levels = dataset.owners(slices.names)
     held_out = dataset.hold_out(cases, args.validation_share, args.seed)
     unseen = np.isin(cases, held_out)
     mean, variance = moments(images, np.flatnonzero(~unseen) if preset["augmented"] else np.arange(count))
@@ -849,8 +867,8 @@ def _train(args):
     if "gated_layers" in preset["pixelcnn"]:
         check_levels(levels)
 
-    vqvae_path, decoder_path, pixelcnn_path = (
-        checkpoints / f"{stage}.npz" for stage in ("vqvae", "decoder", "pixelcnn")
+    vqvae_path, adversarial_path, pixelcnn_path = (
+        checkpoints / f"{stage}.npz" for stage in ("vqvae", "adversarial", "pixelcnn")
     )
     if args.resume and not vqvae_path.exists():
         note("no interrupted training to continue; starting afresh")
@@ -867,16 +885,13 @@ def _train(args):
     if preset["augmented"]:
         settings["validation_share"] = args.validation_share
     vqvae = train_vqvae(images, unseen, mean.mean(), variance, settings, args, vqvae_path)
-    model = vqvae.model
+    model, adversarial = vqvae.model, None
+    if "discriminator" in preset:
+        adversarial = train_adversarial(model, images, unseen, variance, settings, args, adversarial_path)
     encoder = as_used(model)
-    weights = [*encoder.encoder.weights, encoder.quantizer.codebook]
-    settings["encoder"] = hashlib.sha256(b"".join(np.asarray(weight).tobytes() for weight in weights)).hexdigest()
-    codes, mirrored_codes, decoder = encode(encoder, images, own / "codes.bin"), None, None
-    if preset["augmented"]:
-        mirrored_codes = encode(encoder, images, own / "mirrored_codes.bin", mirror=True)
-    if "adversary" in preset:
-        decoder = train_decoder(model, images, codes, mirrored_codes, unseen, variance, settings, args, decoder_path)
-    pixelcnn = train_pixelcnn(codes, mirrored_codes, levels, unseen, settings, args, pixelcnn_path)
+    settings["vqvae"] = digest([*encoder.encoder.weights, encoder.quantizer.codebook])
+    codes = encode(encoder, images, own / "codes.bin")
+    pixelcnn = train_pixelcnn(encoder, images, codes, levels, unseen, settings, args, pixelcnn_path)
 
     config = {
         "preset": args.preset,
@@ -889,7 +904,7 @@ def _train(args):
             "slices": count,
             "variance": variance,
             "held_out_cases": held_out,
-            "held_out_from": ["vqvae", "decoder", "pixelcnn"] if decoder else ["pixelcnn"],
+            "held_out_from": ["vqvae", "adversarial", "pixelcnn"] if preset["augmented"] else ["pixelcnn"],
         },
         "seed": args.seed,
         "precision": precision,
@@ -897,8 +912,8 @@ def _train(args):
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("tensorflow", "keras", "numpy")},
     }
-    if decoder:
-        config["decoder"] = describe(decoder, args.decoder_batch_size)
+    if adversarial:
+        config["adversarial"] = describe(adversarial, args.adversarial_batch_size)
     if writes():
         modules.save_models(args.models, model, pixelcnn.model, config, mean.astype(np.float32))
         shutil.rmtree(checkpoints)
@@ -920,23 +935,34 @@ def as_used(vqvae):
     """A VQVAE of the same weights in float32, as all scripts use it: in bfloat16 one code of thirty is another."""
     import keras
 
-    import modules
-
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
-    copy = modules.VQVAE(**vqvae.config)
+    copy = copy_of(vqvae)
     keras.config.set_dtype_policy(policy)
+    return copy
+
+
+def digest(weights):
+    """The sha256 of weights."""
+    return hashlib.sha256(b"".join(np.asarray(weight).tobytes() for weight in weights)).hexdigest()
+
+
+def copy_of(vqvae):
+    """Another VQVAE of the same weights."""
+    import modules
+
+    copy = modules.VQVAE(**vqvae.config)
     copy.set_weights(vqvae.get_weights())
     return copy
 
 
-def encode(vqvae, images, path, mirror=False):
-    """Code indices (N, h, w) of images, or of their mirror images, in a Store."""
+def encode(vqvae, images, path):
+    """Code indices (N, h, w) of images, in a Store."""
     shape = (len(images), *vqvae.encoder.output_shape[1:-1])
     kept_as = np.min_scalar_type(vqvae.config["num_embeddings"] - 1)
     codes = dataset.Store(shape, kept_as, path, dataset.CACHE // 8, unpacked=lambda kept: kept.astype(np.int32))
     for part in parts(len(images)):
-        codes[part] = vqvae.encode(images[part][:, ::-1] if mirror else images[part])
+        codes[part] = vqvae.encode(images[part])
     return codes
 
 

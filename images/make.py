@@ -79,18 +79,18 @@ def beside_real(data, number=8):
     the training slices, and the others follow: test slices of people drawn by seed 0, sharp samples of these levels.
     """
     training, test = (dataset.load_split(split, data) for split in ("train", "test"))
-    real = evaluate.pictures(training.images, training.names, evaluate.owners(training.names)[1])
+    real = evaluate.pictures(training.images, training.names, dataset.owners(training.names)[1])
     vqvae, pixelcnn = modules.load_models(dataset.MODELS / "faithful")
     faithful = vqvae.decode(modules.sample(pixelcnn, number, seed=0))
     samples = evaluate.pictures(faithful, [f"sample {i}" for i in range(number)])
-    read = evaluate.fit_heights(real, evaluate.fit_components(real, seed=0))(samples)
-    levels = np.clip(np.round(read).astype(int), 0, real.heights.max())
+    read = evaluate.fit_level(real, evaluate.fit_components(real, seed=0))(samples)
+    levels = np.clip(np.round(read).astype(int), 0, real.levels.max())
     vqvae, pixelcnn = modules.load_models(dataset.MODELS / "sharp")
     temperature = modules.load_temperature(dataset.MODELS / "sharp")
     sharp = vqvae.decode(modules.sample(pixelcnn, number, 0, temperature, levels))
-    cases, heights = evaluate.owners(test.names)
+    cases, level_of = dataset.owners(test.names)
     people = np.random.default_rng(0).permutation(np.unique(cases))[:number]
-    chosen = [np.flatnonzero((cases == case) & (heights == level))[0] for case, level in zip(people, levels)]
+    chosen = [np.flatnonzero((cases == case) & (level_of == level))[0] for case, level in zip(people, levels)]
     order = np.argsort(levels)
     figure, axes = plt.subplots(3, number, figsize=(1.5 * number, 4.7))
     for row, title, images in zip(axes, ("real", "faithful", "sharp"), (test.images[chosen], faithful, sharp)):

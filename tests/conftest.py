@@ -193,8 +193,8 @@ def trained(program, miniature_zip):
 @pytest.fixture(scope="session")
 def sharp(program, miniature):
     """A folder of weights of the sharp preset, and the call that trained them but for --models."""
-    epochs = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
-    sizes = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
+    epochs = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+    sizes = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
     call = (
         "train.py",
         "--preset",

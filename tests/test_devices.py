@@ -1,17 +1,19 @@
 """Training on several devices: workers on loopback, and devices of one process, must do what one device does."""
 
 import json
+import re
 import socket
 import subprocess
 import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_scripts import weights
 
-EPOCHS = [part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+EPOCHS = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
 SIZES = [
-    part for stage in ("vqvae", "decoder", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
+    part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
 ]  # 40 slices divide
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
 # Dropout draws other numbers on each replica, and Adam divides by the size of gradients, which blows up the rounding of
@@ -20,7 +22,7 @@ SMOOTH = """
 import functools, dataset, train
 small = train.PRESETS["sharp"]
 small["vqvae"] |= {"filters": (8, 8, 16), "bottleneck": 16, "decoder_filters": (16, 8, 8), "residual_blocks": 1}
-small["adversary"] = {"filters": (8, 8, 16)}
+small["discriminator"] = {"filters": (8, 8, 16)}
 small["pixelcnn"] |= {"filters": 16, "gated_layers": 2, "dropout": 0.0}
 train.make_adam = functools.partial(train.make_adam, epsilon=1e-2)
 """
@@ -40,24 +42,28 @@ def command(program, miniature, models, *flags, code=""):
 
 
 def start_workers(program, command):
-    """Two workers on free ports of this machine that train together, with TF_CONFIG as clusters set it."""
+    """Two workers that train together, with the README's TF_CONFIG but free ports of this machine."""
+    example = json.loads(re.search("TF_CONFIG='(.+)'", (ROOT / "README.md").read_text())[1])
     sockets = [socket.socket() for _ in range(2)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
+    configs = [
+        {"cluster": {"worker": addresses}, "task": example["task"] | {"index": example["task"]["index"] + number}}
+        for number in range(len(example["cluster"]["worker"]))
+    ]
     return [
         subprocess.Popen(
             command,
             cwd=program.folder,
-            env=program.environment()
-            | {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})},
+            env=program.environment() | {"TF_CONFIG": json.dumps(config)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for index in range(2)
+        for config in configs
     ]
 
 
@@ -81,7 +87,7 @@ def assert_same(models, expected):
             np.testing.assert_allclose(arrays[name], array, atol=2e-5, err_msg=name)
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
-        stages = [config[stage]["history"] for stage in ("vqvae", "decoder", "pixelcnn")]
+        stages = [config[stage]["history"] for stage in ("vqvae", "adversarial", "pixelcnn")]
         histories.append([[epoch["loss"] for epoch in history] for history in stages])
     np.testing.assert_allclose(*histories, rtol=1e-5)
 
@@ -119,7 +125,7 @@ def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program
     models = program.folder / "killed"
     workers = start_workers(program, command(program, miniature, models))
     for line in workers[0].stdout:
-        if line.startswith("decoder, epoch 2/2"):
+        if line.startswith("adversarial, epoch 2/2"):
             break
     workers[1].kill()
     began = time.time()
@@ -127,5 +133,5 @@ def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program
     assert workers[0].returncode == 1 and "--resume" in rest and "Traceback" not in rest, rest
     assert time.time() - began < 120
     outputs = finish(start_workers(program, command(program, miniature, models, "--resume")))
-    assert "decoder: continuing after epoch 1" in outputs[0]
+    assert "adversarial: continuing after epoch 1" in outputs[0]
     assert_same(models, alone)

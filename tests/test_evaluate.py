@@ -34,7 +34,7 @@ def halves(population):
 
 
 def blurred(some, sigma=1.0):
-    return some._replace(levels=gaussian_filter(some.levels, (0, sigma, sigma)))
+    return some._replace(grey=gaussian_filter(some.grey, (0, sigma, sigma)))
 
 
 # --- fidelity and variety ---------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_classifier_cannot_tell_one_population_apart_but_a_blurred_one(halves):
 
 def test_classifier_without_background_does_not_see_a_faint_one(halves):
     first, second = halves
-    haze = first._replace(levels=np.maximum(first.levels, 3))
+    haze = first._replace(grey=np.maximum(first.grey, 3))
     assert evaluate.two_sample_auc(haze, second, seed=0).value > 0.98
     assert evaluate.two_sample_auc(haze, second, seed=0, floor=evaluate.BACKGROUND).value == pytest.approx(
         0.5, abs=0.12
@@ -132,7 +132,7 @@ def test_classifier_without_background_does_not_see_a_faint_one(halves):
 
 def test_nearest_finds_a_slice_and_its_mirror_image(population):
     queries = population.take([3, 10])
-    queries.levels[1] = queries.levels[1][::-1]
+    queries.grey[1] = queries.grey[1][::-1]
     correlation, index, mirrored = evaluate.nearest(queries, population)
     np.testing.assert_allclose(correlation, 1, atol=1e-5)
     assert index.tolist() == [3, 10] and mirrored[1]
@@ -146,13 +146,13 @@ def test_planted_copies_are_caught_and_nothing_else(halves):
     planted = [2, 30, 77]
     rng = np.random.default_rng(0)
     for place, source in zip(planted, (0, 50, 100)):
-        noisy = real.levels[source][::-1] + rng.normal(0, 1, (128, 128))
-        generated.levels[place] = np.clip(np.round(noisy), 0, 255)
+        noisy = real.grey[source][::-1] + rng.normal(0, 1, (128, 128))
+        generated.grey[place] = np.clip(np.round(noisy), 0, 255)
     limit = evaluate.nearest(held_out, real)[0].max()
     assert np.flatnonzero(evaluate.nearest(generated, real)[0] > limit).tolist() == planted
     figures, _ = evaluate.Judge(real, held_out, 20, seed=0).memory(generated)
-    assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.levels))
-    assert 3 / len(generated.levels) <= figures["nearer than 95 % of held-out"].value < 0.2
+    assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.grey))
+    assert 3 / len(generated.grey) <= figures["nearer than 95 % of held-out"].value < 0.2
     none, _ = evaluate.Judge(real, generated, 20, seed=0).memory(held_out)
     assert none["nearer than any held-out"].value == none["nearer than any held-out"].low == 0
     assert 0.05 < none["nearer than any held-out"].high < 0.15  # none of 40 people

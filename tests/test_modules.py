@@ -33,13 +33,13 @@ def make_vqvae(**changes):
     return modules.VQVAE(**FAITHFUL | changes)
 
 
-def make_gated(**changes):
+def make_gated(scale=0.5, **changes):
     keras.utils.set_random_seed(1)
     network = {"grid": (6, 5), "num_embeddings": 9, "levels": 4, "filters": 8, "gated_layers": 3, "kernel_size": 3}
     pixelcnn = modules.GatedPixelCNN(**network | {"dropout": 0.5} | changes)
     rng = np.random.default_rng(0)
     for weight in pixelcnn.weights:  # biases too, far from the uniform distribution
-        weight.assign(rng.normal(size=weight.shape) * 0.5)
+        weight.assign(rng.normal(size=weight.shape) * scale)
     return pixelcnn
 
 
@@ -244,8 +244,12 @@ def in_both_precisions(make):
         ),
         (lambda: modules.Discriminator((8, 16)), lambda: [brains(), brains()[:, ::-1]]),
         (make_pixelcnn, lambda: [np.random.default_rng(0).integers(0, 128, (32, 8, 8), np.int32)]),
+        (
+            lambda: make_gated(scale=0.2, grid=(16, 16)),  # so that no gate is shut
+            lambda: [np.random.default_rng(0).integers(0, 9, (8, 16, 16), np.int32), np.arange(8, dtype=np.int32) % 4],
+        ),
     ],
-    ids=["encoder", "decoder", "discriminator", "PixelCNN"],
+    ids=["encoder", "decoder", "discriminator", "PixelCNN", "gated PixelCNN"],
 )
 def test_gradients_in_mixed_precision_are_those_of_float32(make, inputs):
     models = in_both_precisions(make)
@@ -344,9 +348,7 @@ def test_logits_depend_on_earlier_codes_alone():
 
 
 def test_gated_logits_depend_on_all_earlier_codes_and_no_other():
-    pixelcnn = make_gated(grid=(5, 4), gated_layers=3)
-    for weight in pixelcnn.weights:
-        weight.assign(weight / 2)  # so that no gate is shut
+    pixelcnn = make_gated(scale=0.25, grid=(5, 4), gated_layers=3)  # so that no gate is shut
     moved = reached(pixelcnn, np.int32([2]))
     np.testing.assert_array_equal(moved, np.triu(np.ones_like(moved), k=1))  # no blind spot
 
@@ -412,6 +414,18 @@ def test_gated_samples_equal_those_of_the_plain_sampler(grid, layers, kernel_siz
     np.testing.assert_array_equal(codes, modules.sample_plain(pixelcnn, 40, seed=3, levels=levels))
     assert len(np.unique(codes)) == 9
     assert (modules.sample(pixelcnn, 40, seed=3, levels=(levels + 1) % 4) != codes).any()
+
+
+def test_cached_sampling_of_many_codes_follows_the_model():
+    """At the sharp preset's size ties by rounding may differ, but not the distribution that a code is drawn from."""
+    network = train.PRESETS["sharp"]["pixelcnn"]
+    pixelcnn = make_gated(scale=0.1, **network, grid=(16, 16), num_embeddings=1024, levels=32)
+    codes, levels = np.random.default_rng(0).integers(0, 1024, (2, 16, 16), np.int32), np.int32([3, 30])
+    expected, cache = np.asarray(pixelcnn(codes, levels)), modules._GatedCache(pixelcnn, codes.shape, levels)
+    for row, column in np.ndindex(16, 16):
+        logits = cache.logits(row, column)
+        np.testing.assert_allclose(logits, expected[:, row, column], atol=1e-4 * expected.std())
+        cache.add(codes[:, row, column], row, column)
 
 
 def test_levels_are_spread_evenly():
@@ -507,35 +521,47 @@ np.savez("there.npz", codebook=vqvae.quantizer.codebook, images=images, codes=co
     np.testing.assert_array_equal(there["codes"], modules.sample(pixelcnn, 3, seed=1))
 
 
-@pytest.mark.parametrize("make", [make_vqvae, lambda: make_pixelcnn(filters=16)])
-def test_whole_model_survives_keras_saving(make, tmp_path):
+@pytest.mark.parametrize(
+    "make, inputs",
+    [
+        (make_vqvae, lambda: [brains(1)]),
+        (lambda: make_vqvae(**train.PRESETS["sharp"]["vqvae"]), lambda: [brains(1)]),
+        (lambda: make_pixelcnn(filters=16), lambda: [np.zeros((1, 8, 8), np.int32)]),
+        (make_gated, lambda: [np.zeros((1, 6, 5), np.int32), np.int32([1])]),
+    ],
+    ids=["VQ-VAE", "sharp VQ-VAE", "PixelCNN", "gated PixelCNN"],
+)
+def test_whole_model_survives_keras_saving(make, inputs, tmp_path):
     model = make()
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    inputs = np.zeros((1, 8, 8), np.int32) if isinstance(model, modules.PixelCNN) else brains(1)
-    for here, there in zip(keras.tree.flatten(model(inputs)), keras.tree.flatten(loaded(inputs))):
+    for here, there in zip(keras.tree.flatten(model(*inputs())), keras.tree.flatten(loaded(*inputs()))):
         np.testing.assert_array_equal(here, there)
+
+
+ONES = np.ones((1, 5, 5, 4), np.float32)
 
 
 @pytest.mark.parametrize(
     "layer, inputs",
     [
-        (modules.VectorQuantizer(6, 3, 0.25), np.ones((1, 2, 2, 3), np.float32)),
-        (modules.MaskedConv2D(4, 3, "B"), np.ones((1, 5, 5, 2), np.float32)),
-        (modules.ResidualBlock(4), np.ones((1, 5, 5, 4), np.float32)),
-        (modules.Residual(4), np.ones((1, 5, 5, 4), np.float32)),
-        (modules.CodeConv2D(5, 4, 3, "A"), np.ones((1, 5, 5), np.int32)),
+        (modules.VectorQuantizer(6, 3, 0.25), [ONES[..., :3]]),
+        (modules.MaskedConv2D(4, 3, "B"), [ONES]),
+        (modules.ResidualBlock(4), [ONES]),
+        (modules.Residual(4), [ONES]),
+        (modules.CodeConv2D(5, 4, 3, "A"), [np.ones((1, 5, 5), np.int32)]),
+        (modules.GatedLayer(4, 3, first=False, dropout=0.5), [ONES, ONES, ONES]),
     ],
 )
 def test_layer_comes_back_from_its_config(layer, inputs):
-    layer(inputs)
+    layer(*inputs)
     rng = np.random.default_rng(0)
     layer.set_weights([rng.normal(size=weight.shape) for weight in layer.weights])
-    expected = layer(inputs)
+    expected = layer(*inputs)
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-    copy(inputs)
+    copy(*inputs)
     copy.set_weights(layer.get_weights())
-    for here, there in zip(keras.tree.flatten(expected), keras.tree.flatten(copy(inputs))):
+    for here, there in zip(keras.tree.flatten(expected), keras.tree.flatten(copy(*inputs))):
         np.testing.assert_array_equal(here, there)
 
 

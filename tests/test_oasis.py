@@ -65,7 +65,7 @@ def test_shipped_prior_knows_codes_of_unseen_people(slices):
 
 def test_level_of_sharp_slices_is_read_about_as_well_as_that_of_real_ones(slices, training_slices):
     real, held_out = (
-        evaluate.pictures(some.images, some.names, evaluate.owners(some.names)[1]) for some in (training_slices, slices)
+        evaluate.pictures(some.images, some.names, dataset.owners(some.names)[1]) for some in (training_slices, slices)
     )
     if not SHARP.exists():
         pytest.skip("no sharp weights are here")
@@ -73,7 +73,7 @@ def test_level_of_sharp_slices_is_read_about_as_well_as_that_of_real_ones(slices
     asked = np.resize(np.arange(pixelcnn.levels), 96)
     drawn = modules.sample(pixelcnn, len(asked), 0, modules.load_temperature(SHARP), asked)
     generated = evaluate.pictures(vqvae.decode(drawn), [f"sample {i}" for i in range(len(asked))], asked)
-    read = evaluate.fit_heights(real, evaluate.fit_components(real, seed=0))
-    of_real, of_generated = (np.abs(read(some) - some.heights).mean() for some in (held_out, generated))
+    read = evaluate.fit_level(real, evaluate.fit_components(real, seed=0))
+    of_real, of_generated = (np.abs(read(some) - some.levels).mean() for some in (held_out, generated))
     assert of_real < 3  # of 32 levels: a constant would miss by 8
     assert of_generated < 1.3 * of_real

@@ -41,8 +41,8 @@ def test_stream_gives_the_batches_of_the_array(miniature, tmp_path, monkeypatch,
     strategy = modules.tf.distribute.get_strategy()
 
     def batches(images, epoch):
-        def read(chosen, turned):
-            return [train.mirrored(images[chosen], turned)]
+        def read(chosen, chances):
+            return [train.mirrored(images[chosen], chances)]
 
         stream, number = train.feed(strategy, read, train.shuffled(48, 20, (0, epoch)), (0, epoch))
         content = [(float(share), np.asarray(batch)) for share, batch in stream]
@@ -65,3 +65,13 @@ def test_mean_and_variance_of_a_stream_are_those_of_the_array(miniature, tmp_pat
     mean, variance = train.moments(images, np.arange(len(images)))
     np.testing.assert_allclose(mean, images[:].mean(axis=0), atol=1e-6)
     assert variance == pytest.approx(images[:].var(dtype=np.float64), rel=1e-9)
+
+
+def test_half_of_the_slices_are_moved_by_a_pixel():
+    images = np.zeros((4000, 9, 9, 1), np.float32)
+    images[:, 4, 4] = 1
+    chances = np.random.default_rng(0).random((4000, 4))
+    places = np.argmax(train.moved(images, chances).reshape(4000, 81), axis=1)
+    counts = np.bincount(places, minlength=81).reshape(9, 9)
+    assert counts.sum() == counts[3:6, 3:6].sum() and counts[4, 4] / 4000 == pytest.approx(5 / 9, abs=0.03)
+    assert np.delete(counts[3:6, 3:6].ravel(), 4) / 4000 == pytest.approx(1 / 18, abs=0.02)
