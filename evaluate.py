@@ -631,7 +631,7 @@ def use(folder, training, unseen, test, args):
     repeated = {"held out": repeats(held_out_codes, known)}
     reconstructed = pictures(vqvae.decode(held_out_codes.grids), held_out.names, held_out_codes.levels)
     progress = functools.partial(tqdm, desc=f"sampling, {folder.name}", unit="batch", leave=False, disable=None)
-    names, levels = [f"sample {i}" for i in range(args.samples)], modules.sppredict_level(pixelcnn, args.samples)
+    names, levels = [f"sample {i}" for i in range(args.samples)], modules.spread_levels(pixelcnn, args.samples)
     generated = {}
     for temperature in args.temperature or [modules.load_temperature(folder)]:
         drawn = modules.sample(pixelcnn, args.samples, args.seed, temperature, progress=progress)
