@@ -5,6 +5,7 @@ import http.server
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,15 @@ def write_split(top, split, cases):
         for k in range(SLICES):
             Image.fromarray(head(case, k)).save(folder / f"case_{case:03}_slice_{k}.nii.png")
     return folder
+
+
+def free_addresses(number):
+    """Addresses of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def zip_folder(folder, path, prefix=""):

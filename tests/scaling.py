@@ -11,7 +11,6 @@ of 8 GPUs to be as fast as this machine's loopback, and a batch of the preset's 
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmark import BATCH, NETWORK, ROOT, VARIANCE, compare, processor, seconds
+from conftest import free_addresses
 from PIL import Image
 
 import dataset
@@ -186,12 +186,7 @@ def bench_sums(streamed):
 
 def sum_over_loopback(number):
     """Seconds in which two processes on this machine sum as many bytes."""
-    sockets = [socket.socket() for _ in range(2)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    addresses = free_addresses(2)
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", SUM, str(number)],

@@ -2,13 +2,12 @@
 
 import json
 import re
-import socket
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_addresses
 from test_scripts import weights
 
 EPOCHS = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
@@ -44,15 +43,10 @@ def command(program, miniature, models, *flags, code=""):
 def start_workers(program, command):
     """Two workers that train together, with the README's TF_CONFIG but free ports of this machine."""
     example = json.loads(re.search("TF_CONFIG='(.+)'", (ROOT / "README.md").read_text())[1])
-    sockets = [socket.socket() for _ in range(2)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    addresses = free_addresses(len(example["cluster"]["worker"]))
     configs = [
         {"cluster": {"worker": addresses}, "task": example["task"] | {"index": example["task"]["index"] + number}}
-        for number in range(len(example["cluster"]["worker"]))
+        for number in range(len(addresses))
     ]
     return [
         subprocess.Popen(
