@@ -212,12 +212,11 @@ def plain_load(paths):
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def compiled(gradients, batch):
-    """train.py's step, on one device, as a function of a batch."""
-    tf = modules.tf
-    signature = [tf.TensorSpec((), "float32"), tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)]
+def compiled(gradients, *batch):
+    """train.py's step, on one device, as a function of a batch like this."""
+    signature = [tf.TensorSpec((), "float32"), *(tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in batch)]
     step = train.make_step(tf.distribute.get_strategy(), gradients, signature)
-    return lambda batch: step(np.float32(1), batch)
+    return lambda *batch: step(np.float32(1), *batch)
 
 
 def our_vqvae_step(policy, images):

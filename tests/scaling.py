@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from benchmark import BATCH, NETWORK, ROOT, VARIANCE, compare, processor, seconds
+from benchmark import BATCH, NETWORK, ROOT, VARIANCE, compare, compiled, processor, seconds
 from conftest import free_addresses
 from PIL import Image
 
@@ -154,9 +154,8 @@ def size(model):
 
 def call(gradients, *batch):
     """train.py's step on one device, as a call with a batch that waits for its figures."""
-    signature = [tf.TensorSpec((), "float32"), *(tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in batch)]
-    step = train.make_step(tf.distribute.get_strategy(), gradients, signature)
-    return lambda *other: [np.asarray(value) for value in step(np.float32(1), *(other or batch)).values()]
+    step = compiled(gradients, *batch)
+    return lambda *other: [np.asarray(value) for value in step(*(other or batch)).values()]
 
 
 def bench_sums(streamed):
