@@ -71,6 +71,7 @@ FIGURES = {  # what the scripts draw, beside images that they write
     "distances": "nearest_distances.png",
     "temperatures": "temperatures.png",
     "vqvae": "vqvae_training_plot.png",
+    "adversarial": "adversarial_training_plot.png",
     "pixelcnn": "pixelcnn_training_plot.png",
 }
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -846,7 +847,7 @@ def load_split(split, data=None, url=None):
 def open_split(split, folder, data=None, url=None):
     """What `load_split` gives, but its images are a Store, whose file, where it needs one, is in `folder`."""
     members = find_slices(split, data, url)
-    images = Store((len(members), SIZE, SIZE, 1), np.uint16, folder / "slices.bin", None, _from_quarters, _to_quarters)
+    images = store_of_images(len(members), folder / "slices.bin")
     digest = _checked(split, members, _read(members, images.__setitem__))
     return Slices(images, [member.name for member in members], digest)
 
@@ -899,15 +900,19 @@ class Store:
             ) from error
 
 
-# What is kept of a slice is its grey levels in quarters, to which `prepare` rounds: half the size of floats.
+def store_of_images(count, path, limit=None):
+    """A Store for images (count, 128, 128, 1) float32 in [-0.5, 0.5] as `prepare` makes them: in quarters of a level.
 
+    Kept as those, they take half the size of floats and lose nothing.
+    """
 
-def _to_quarters(images):
-    return np.round((images + np.float32(0.5)) * 1020)
+    def quarters(images):
+        return np.round((images + np.float32(0.5)) * 1020)
 
+    def images(quarters):
+        return quarters / np.float32(1020) - np.float32(0.5)
 
-def _from_quarters(quarters):
-    return quarters / np.float32(1020) - np.float32(0.5)
+    return Store((count, SIZE, SIZE, 1), np.uint16, path, limit, unpacked=images, packed=quarters)
 
 
 def load_folder(folder):

@@ -70,7 +70,7 @@ PRESETS = {
         "adversarial_learning_rates": {"vqvae": 2e-4, "discriminator": 1e-3},
         # of the losses; the penalty's is low, for the gradient is that through an enlarged detail
         "adversarial_weights": {"ssim": 0.3, "adversarial": 0.3, "feature": 2.0, "penalty": 0.2},
-        "pixelcnn": {"filters": 96, "gated_layers": 5, "kernel_size": 5, "dropout": 0.3},
+        "pixelcnn": {"filters": 128, "gated_layers": 5, "kernel_size": 5, "dropout": 0.2},
         "pixelcnn_learning_rate": 1.5e-3,
         "temperature": 1.0,
         "flags": {
@@ -505,10 +505,10 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         "embeddings": args.embeddings,
         "batch_size": args.vqvae_batch_size,
     }
-    seen, unseen = np.arange(len(images)), []
+    seen, unseen, used = np.arange(len(images)), [], None
     steps = None
     if preset["augmented"]:
-        seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        seen, unseen, used = np.flatnonzero(~held_out), np.flatnonzero(held_out), as_used(model)
         # to learn the mean first would overshoot, and cost the decoder many of its units
         model.decoder.layers[-1].bias.assign([mean])
         settings["epochs"] = args.vqvae_epochs
@@ -528,10 +528,9 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         )
         figures |= {"codes_in_use": in_use, "perplexity": perplexity}
         if len(unseen):
-            some = (images[unseen[part]] for part in parts(len(unseen)))
-            ssim = [modules.ssim(each, model.decode(model.encode(each))) for each in some]
-            figures["validation_ssim"] = float(np.concatenate(ssim).mean())
-            line += f"; validation: SSIM {figures['validation_ssim']:.3f}"
+            ssim, sharp = validate(model, used, images, unseen)
+            figures |= {"validation_ssim": ssim, "sharpness": sharp}
+            line += f"; validation: SSIM {ssim:.3f}, {sharp:.2f} as sharp as real"
         return figures, line
 
     if args.resume:
@@ -673,19 +672,11 @@ def train_adversarial(vqvae, images, held_out, variance, settings, args, path):
         in_use, perplexity = modules.code_usage(totals.pop("code_counts"))
         figures = {name: float(value) for name, value in totals.items()}
         figures |= {"codes_in_use": in_use, "perplexity": perplexity}
-        used.set_weights(vqvae.get_weights())
-        ssim, sharp, sharp_real = [], 0, 0
-        for part in parts(len(unseen)):
-            real = images[unseen[part]]
-            decoded = used.decode(used.encode(real))
-            ssim.append(modules.ssim(real, decoded))
-            sharp, sharp_real = sharp + len(real) * sharpness(decoded), sharp_real + len(real) * sharpness(real)
-        figures["validation_ssim"] = float(np.concatenate(ssim).mean())
-        figures["sharpness"] = float(sharp / sharp_real)
+        ssim, sharp = validate(vqvae, used, images, unseen)
+        figures |= {"validation_ssim": ssim, "sharpness": sharp}
         line = (
             f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); codes in "
-            f"use {in_use:.0%}, perplexity {perplexity:.1f}; validation: SSIM {figures['validation_ssim']:.3f}, "
-            f"{figures['sharpness']:.2f} as sharp as real"
+            f"use {in_use:.0%}, perplexity {perplexity:.1f}; validation: SSIM {ssim:.3f}, {sharp:.2f} as sharp as real"
         )
         return figures, line
 
@@ -697,9 +688,26 @@ def train_adversarial(vqvae, images, held_out, variance, settings, args, path):
     return training
 
 
+def validate(vqvae, used, images, chosen):
+    """Mean SSIM of what a VQVAE makes of the chosen images, and how sharp that is: 1 where as sharp as they are.
+
+    `used` is a copy of the VQVAE in float32 (see `as_used`), which is given its weights.
+    """
+    import modules
+
+    used.set_weights(vqvae.get_weights())
+    ssim, sharp, real_sharp = 0, 0, 0
+    for part in parts(len(chosen)):
+        real = images[chosen[part]]
+        decoded = used.decode(used.encode(real))
+        ssim += modules.ssim(real, decoded).sum()
+        sharp, real_sharp = sharp + sharpness(decoded), real_sharp + sharpness(real)
+    return float(ssim / len(chosen)), float(sharp / real_sharp)
+
+
 def sharpness(images):
-    """Mean absolute difference of neighbouring pixels of images (N, H, W, 1)."""
-    return np.abs(np.diff(images, axis=1)).mean() + np.abs(np.diff(images, axis=2)).mean()
+    """Sum of the absolute differences of neighbouring pixels of images (N, H, W, 1)."""
+    return np.abs(np.diff(images, axis=1)).sum(dtype=np.float64) + np.abs(np.diff(images, axis=2)).sum(dtype=np.float64)
 
 
 def gradients_of(training, loss):
@@ -804,6 +812,21 @@ def plot_vqvae(plt, history):
     left.legend()
     right.plot(epochs, [epoch["perplexity"] for epoch in history])
     right.set(title="Perplexity of the codes", xlabel="epoch", ylabel="perplexity")
+    return figure
+
+
+def plot_adversarial(plt, history):
+    """Losses of the VQ-VAE and its discriminator, and the SSIM and sharpness of held-out slices, by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    epochs = range(1, len(history) + 1)
+    for name in ("adversarial_loss", "feature_loss", "discriminator_loss"):
+        left.plot(epochs, [epoch[name] for epoch in history], label=name.split("_")[0])
+    left.set(title="VQ-VAE against its discriminator", xlabel="epoch", ylabel="loss")
+    left.legend()
+    right.plot(epochs, [epoch["validation_ssim"] for epoch in history], label="SSIM")
+    right.plot(epochs, [epoch["sharpness"] for epoch in history], label="sharpness, 1 as real")
+    right.set(title="Reconstructions of held-out slices", xlabel="epoch")
+    right.legend()
     return figure
 
 
@@ -989,6 +1012,9 @@ def main():
         return
     plt = dataset.pyplot(args.no_show)
     dataset.save_figure(plot_vqvae(plt, config["vqvae"]["history"]), args.out / dataset.FIGURES["vqvae"])
+    if "adversarial" in config:
+        figure = plot_adversarial(plt, config["adversarial"]["history"])
+        dataset.save_figure(figure, args.out / dataset.FIGURES["adversarial"])
     history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]
     dataset.save_figure(plot_pixelcnn(plt, history, best_epoch), args.out / dataset.FIGURES["pixelcnn"])
     dataset.show_figures(plt)

@@ -78,9 +78,7 @@ def bench_stream(scratch):
 
     rates = []
     for where, limit in (("memory", None), ("a file", 0)):
-        store = dataset.Store(
-            images.shape, np.uint16, scratch / "slices.bin", limit, dataset._from_quarters, dataset._to_quarters
-        )
+        store = dataset.store_of_images(STREAMED, scratch / "slices.bin", limit)
         for part in train.parts(STREAMED):
             store[part] = images[part]
         compare(

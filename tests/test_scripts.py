@@ -152,12 +152,13 @@ def test_held_out_slices_reach_no_stage_of_the_sharp_preset(sharp, program, mini
     assert histories[0] == histories[1]
 
 
-def test_sharp_set_says_how_it_came_about(sharp):
+def test_sharp_set_says_how_it_came_about(sharp, program):
     config = json.loads((sharp[0] / "config.json").read_text())
     assert config["preset"] == "sharp" and config["data"]["held_out_from"] == ["vqvae", "adversarial", "pixelcnn"]
     assert config["vqvae"]["history"][-1].keys() >= {"perplexity", "codes_in_use", "validation_ssim"}
     assert config["adversarial"]["history"][-1].keys() >= {"discriminator_loss", "validation_ssim", "sharpness"}
     assert config["pixelcnn"]["network"]["levels"] == SLICES
+    assert_picture(program.folder / "outputs" / "adversarial_training_plot.png")
 
 
 def test_slices_of_levels_are_generated(sharp, trained, program):
