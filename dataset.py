@@ -472,8 +472,17 @@ def find_slices(split, data=None, url=None):
     `data` is a folder or a zip; up to DEPTH folders may lie between it and the split folder, or it may be that folder.
     Raises UserError where it has no slices of the split.
     """
-    fetched = data is None
-    if fetched:
+    source = _source(split, data, url)
+    members = _members(source, split)
+    if not members:
+        remedy = "delete that folder and run again to fetch it" if data is None else "name a whole set with --data"
+        raise UserError(f"{source}: no slices in a folder {_folder_name(split)} here; {remedy}")
+    return sorted(members, key=lambda member: natural_order(member.name))
+
+
+def _source(split, data, url=None):
+    """The folder or zip that has a split: `data`, what was cut from its volumes, or what was fetched."""
+    if data is None:
         data = DATASET / TOP_FOLDER
         if not (data / _folder_name(split)).is_dir():
             fetch([split], url)
@@ -482,12 +491,8 @@ def find_slices(split, data=None, url=None):
     elif not Path(data).exists():
         raise UserError(f"{data}: does not exist; name a folder or zip of slices, or a folder of volumes, with --data")
     elif Path(data).is_dir() and not any(_members(Path(data), each) for each in SPLITS):
-        data = _sliced(Path(data))
-    members = _members(Path(data), split)
-    if not members:
-        remedy = "delete that folder and run again to fetch it" if fetched else "name a whole set with --data"
-        raise UserError(f"{data}: no slices in a folder {_folder_name(split)} here; {remedy}")
-    return sorted(members, key=lambda member: natural_order(member.name))
+        return _sliced(Path(data))
+    return Path(data)
 
 
 def _folder_name(split):
@@ -598,14 +603,16 @@ def find_volumes(folder):
     suffixes = (".nii", ".nii.gz", ".hdr")
     paths = [path for path in folder.rglob("*") if path.name.lower().endswith(suffixes)]
     paths = [path for path in paths if not _litter_folder(path.relative_to(folder)) and path.is_file()]
-    paths = [path for path in paths if "_t88_gfc." in path.name] or paths
     sessions = {}
     for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
         sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
+    volumes = []
     for (person, session), several in sessions.items():
+        several = [path for path in several if "_t88_gfc." in path.name] or several
         if len(several) > 1:
             note(f"{person} {session}".rstrip() + f": {len(several)} volumes, of which {several[0]} is taken")
-    return [Volume(several[0], *owner) for owner, several in sessions.items()]
+        volumes.append(Volume(several[0], person, session))
+    return volumes
 
 
 def _owner(path):
@@ -621,7 +628,7 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     """Cut the volumes below `folder` into slices like the genuine ones, below `target`; returns how many volumes.
 
     Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
-    seed, and cases.csv, which says where each case comes from. A volume that cannot be used is named and passed by.
+    seed, and cases.csv, which says where each comes from. A volume that cannot be used is named and passed by.
     Raises UserError where none can be used or `target` cannot be written.
     """
     from tqdm import tqdm
@@ -636,7 +643,7 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     split_of = split_people([volume.person for volume in volumes], seed)
     staging, rows = target / ".slicing", []
     try:
-        for volume, number in tqdm([*zip(volumes, case_numbers(volumes))], desc="slicing", unit="volume", disable=None):
+        for volume, name in tqdm([*zip(volumes, case_names(volumes))], desc="slicing", unit="volume", disable=None):
             try:
                 levels, likeness, scale = cut(*load_volume(volume.path, orientation))
             except UserError as error:
@@ -645,10 +652,10 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
             split = split_of[volume.person]
             (staging / _folder_name(split)).mkdir(parents=True, exist_ok=True)
             for k, level in enumerate(levels):
-                path = staging / _folder_name(split) / f"case_{number:03}_slice_{k}.nii.png"
+                path = staging / _folder_name(split) / f"{name}_slice_{k}.nii.png"
                 Image.fromarray(level).save(path, format="PNG")
             about = (volume.person, volume.session, split, volume.path.relative_to(folder))
-            rows.append((f"case_{number:03}", *about, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
+            rows.append((name, *about, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
         if not rows:
             raise UserError(f"{folder}: none of its {len(volumes)} volumes can be used")
         with open(target / "cases.csv", "w", newline="") as file:
@@ -666,10 +673,11 @@ def _sliced(folder):
     volumes = find_volumes(folder)
     if not volumes:
         return folder
-    states = [(str(volume.path), (state := volume.path.stat()).st_size, state.st_mtime_ns) for volume in volumes]
+    states = [(str(each.path.resolve()), (state := each.path.stat()).st_size, state.st_mtime_ns) for each in volumes]
     target = DATASET / f"{folder.resolve().name}-{hashlib.sha256(repr(states).encode()).hexdigest()[:12]}"
     if not (target / TOP_FOLDER).is_dir():
         note(f"{folder}: cutting slices from {len(volumes)} volumes into {target}")
+        shutil.rmtree(target, ignore_errors=True)  # what a call that was killed has left
         slice_volumes(folder, target)
     return target
 
@@ -685,15 +693,21 @@ def split_people(people, seed):
     return split_of
 
 
-def case_numbers(volumes):
-    """A number for each Volume: OASIS-1's own for the first session of a person, else the next that is free."""
-    numbers = {}
-    for volume in volumes:
-        found = re.fullmatch(r"OAS\d+_(\d+)", volume.person)
-        if found and volume.session in ("", "MR1"):
-            numbers[volume] = int(found[1])
-    free = itertools.count(max(numbers.values(), default=0) + 1)
-    return [numbers[volume] if volume in numbers else next(free) for volume in volumes]
+def case_names(volumes):
+    """A name for each Volume: a person is a case, with OASIS's number where that is free; later sessions add theirs."""
+    first_sessions = {volume.person: volume.session for volume in reversed(volumes)}
+    people = sorted(first_sessions, key=natural_order)
+    owned = {}
+    for person in people:
+        if found := re.fullmatch(r"OAS\d+_(\d+)", person):
+            owned.setdefault(int(found[1]), person)
+    numbers = {person: number for number, person in owned.items()}
+    free = itertools.count(max(owned, default=0) + 1)
+    cases = {person: f"case_{numbers[person] if person in numbers else next(free):03}" for person in people}
+    return [
+        cases[volume.person] + (f"_{volume.session}" if volume.session != first_sessions[volume.person] else "")
+        for volume in volumes
+    ]
 
 
 def load_volume(path, orientation="RAS"):
@@ -710,16 +724,15 @@ def load_volume(path, orientation="RAS"):
         if len(shape) < 3 or any(side != 1 for side in shape[3:]):
             raise UserError(f"holds an array of shape {shape}, not one volume")
         volume = np.asarray(image.dataobj, np.float32).reshape(shape[:3])
+        knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
+        lies = nibabel.io_orientation(image.affine) if knows else nibabel.orientations.axcodes2ornt(orientation)
+        volume = nibabel.apply_orientation(volume, lies)
     except UserError:
         raise
     except Exception as error:  # nibabel raises almost anything for a broken file
         raise UserError(f"cannot be read ({reason(error) if isinstance(error, OSError) else error})") from error
-    knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
-    if knows:
-        lies = nibabel.io_orientation(image.affine)
-    else:
+    if not knows:
         note(f"note: files like {path} do not say how they lie; taken as {orientation}, see --orientation")
-        lies = nibabel.orientations.axcodes2ornt(orientation)
     if not np.isfinite(volume).all():
         note(f"note: {path}: {np.sum(~np.isfinite(volume)):,} voxels are no numbers; taken as 0")
         volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
@@ -729,7 +742,7 @@ def load_volume(path, orientation="RAS"):
     sides = np.array(sides, np.float64)[np.argsort(lies[:, 0])]
     if not np.all((sides > 0) & np.isfinite(sides)):
         raise UserError(f"says that its voxels measure {sides} mm")
-    return nibabel.apply_orientation(volume, lies), sides
+    return volume, sides
 
 
 def cut(volume, sides):
@@ -1087,7 +1100,7 @@ def main():
         print(args.target / "cases.csv")
         return
     for split in ("train", "test", "validate"):
-        if split == "validate" and not _members(Path(args.data or DATASET / TOP_FOLDER), split):
+        if split == "validate" and not _members(_source("train", args.data), split):
             print("validate: not there, and not needed")
             continue
         slices = load_split(split, args.data, args.url)

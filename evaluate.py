@@ -646,10 +646,12 @@ def check_sizes(real, sets, count, where):
     """Raise UserError where sets of slices are too small, or of too few people, to measure `count` of each."""
     for name, some in {"reference": real, **sets}.items():
         slices_of = np.unique(some.groups, return_counts=True)[1]
-        if count < 2 * NEIGHBOURS or count - slices_of.max() < NEIGHBOURS:
+        needed = max(2 * NEIGHBOURS, slices_of.max() + NEIGHBOURS)  # of each slice, neighbours of other people
+        if count < needed:
             raise UserError(
-                f"{where}: too few to measure, {len(some.grey)} {name} slices of {len(slices_of)} people; each set "
-                f"needs {2 * NEIGHBOURS} slices of several people, the held-out tenth of real ones too"
+                f"{where}: too few to measure, {count} slices of each set; as the {name} ones are {slices_of.max()} of "
+                f"a person, {needed} of several people are needed, of the samples and of the held-out tenth of real "
+                "ones too"
             )
 
 

@@ -956,7 +956,7 @@ def save_models(folder, vqvae, pixelcnn, config, mean_image):
         config["pixelcnn"]["sha256"] = _sha256(staging / PIXELCNN_WEIGHTS)
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        _swap(staging, Path(os.path.abspath(folder)))
+        _swap(staging, Path(folder).resolve())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({reason(error)}); free some space and run again") from error
 
@@ -980,11 +980,13 @@ def make_staging(folder):
 
 def checkpoint_folder(folder):
     """Where a training that will write the set in `folder` keeps its checkpoints."""
-    return _beside(folder, "checkpoint")
+    return Path(os.path.abspath(folder) + ".checkpoint")
 
 
 def _beside(folder, ending):
-    return Path(os.path.abspath(folder) + "." + ending)
+    """A hidden path beside a folder, or beside what a link of that name leads to."""
+    folder = Path(folder).resolve()
+    return folder.with_name(f".{folder.name}.{ending}")
 
 
 def _current(folder):

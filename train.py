@@ -14,6 +14,7 @@ TensorFlow is imported inside functions here and in the other scripts: --help an
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -315,7 +316,12 @@ def feed(strategy, read, batches, seed):
     """
     from modules import tf
 
-    batches = [batch for batch in batches if len(batch) >= strategy.num_replicas_in_sync]
+    replicas = strategy.num_replicas_in_sync
+    batches = [batch for batch in batches if len(batch) >= replicas]
+    if not batches:
+        raise UserError(
+            f"a batch must have a slice for each of {replicas} devices; give --...-batch-size a larger number"
+        )
 
     def pipeline(context):
         here = context.num_replicas_in_sync // context.num_input_pipelines  # replicas of this worker
@@ -386,13 +392,13 @@ def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
         progress = keras.utils.Progbar(
             number_of_batches, verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"]
         )
-        totals = {}
+        totals, fed = {}, min(count, number_of_batches * batch_size)
         for number, batch in enumerate(batches):
-            weight = min(batch_size, count - number * batch_size) / count
+            weight = min(batch_size, fed - number * batch_size) / fed
             for name, value in step(*batch).items():
                 value = np.asarray(value, np.float64)
                 totals[name] = totals.get(name, 0) + (value if name.endswith("counts") else weight * value)
-            progress.update(number + 1, [("loss", totals["loss"] * count / min(count, (number + 1) * batch_size))])
+            progress.update(number + 1, [("loss", totals["loss"] * fed / min(fed, (number + 1) * batch_size))])
         figures, line = summarise(totals)
         training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
         print(line, flush=True)
@@ -408,11 +414,15 @@ def choose_strategy():
     """
     from modules import tf
 
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    try:
+        if "TF_CONFIG" in os.environ:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
+        source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM (TF_CONFIG would come first)"
+        raise UserError(f"cannot join the workers that {source} names: {str(error).splitlines()[0]:.200}") from error
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
@@ -423,7 +433,10 @@ def worker():
     from modules import tf
 
     resolver = tf.distribute.get_strategy().cluster_resolver
-    return resolver.task_id or 0 if resolver else 0
+    if resolver is None or resolver.task_type is None:
+        return 0
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))  # one of them is a worker too, and the first
+    return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
 
 
 def writes():
@@ -432,24 +445,35 @@ def writes():
 
 
 def of_all(strategy, number):
-    """The `number` of each replica's process (replicas,) float."""
+    """The `number` of each replica's process (replicas,) float32, once all have come here."""
+    return np.asarray(_gather(strategy)(np.float32(number)))
+
+
+@functools.cache
+def _gather(strategy):
     from modules import tf
 
-    @tf.function
-    def gather():
-        def mine():
-            replicas = tf.distribute.get_replica_context()
-            place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
-            return replicas.all_reduce("sum", number * place)
+    def mine(number):
+        replicas = tf.distribute.get_replica_context()
+        place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
+        return replicas.all_reduce("sum", number * place)
 
-        return strategy.experimental_local_results(strategy.run(mine))[0]
+    @tf.function(input_signature=[tf.TensorSpec((), "float32")])
+    def gather(number):
+        return strategy.experimental_local_results(strategy.run(mine, (number,)))[0]
 
-    return np.asarray(gather())
+    return gather
 
 
 def agree(training, strategy):
-    """Raise UserError where workers would not continue after the same epoch."""
-    finished = of_all(strategy, float(len(training.history)))
+    """Raise UserError where workers would not train alike, or not continue after the same epoch."""
+    settings = {name: value for name, value in training.settings.items() if name != "vqvae"}
+    short = int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16)  # exact in a float32
+    if np.ptp(of_all(strategy, short)):
+        raise UserError(
+            "the workers have other flags or other slices; start the same command on all, with the same --data"
+        )
+    finished = of_all(strategy, len(training.history))
     if np.ptp(finished):
         epochs = ", ".join(f"{epoch:g}" for epoch in finished)
         raise UserError(
@@ -857,6 +881,8 @@ def train(args):
     try:
         with strategy.scope():
             return _train(args)
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError("memory does not suffice for a step; give --...-batch-size a smaller number") from error
     except tf.errors.OpError as error:
         if strategy.cluster_resolver is None:
             raise
@@ -879,6 +905,11 @@ def _train(args):
     checkpoints = modules.checkpoint_folder(args.models)
     own = checkpoints if writes() else checkpoints / f"worker_{worker()}"
     dataset.make_folder(own)
+    strategy = modules.tf.distribute.get_strategy()
+    if strategy.cluster_resolver:  # the first fetches or cuts the slices, for those that share its folder
+        if writes():
+            dataset.find_slices("train", args.data, args.url)
+        of_all(strategy, 0.0)
     slices = dataset.open_split("train", own, args.data, args.url)
     images, count = slices.images, len(slices.names)
     cases, levels = dataset.owners(slices.names)
@@ -898,8 +929,7 @@ def _train(args):
     elif vqvae_path.exists() and not args.resume:
         note("--resume would continue an interrupted training; its checkpoint goes when the first epoch is finished")
     precision = choose_precision(args.precision, args.deterministic, vqvae_path if args.resume else None)
-    strategy = modules.tf.distribute.get_strategy()
-    if np.any(of_all(strategy, float(precision == "float32"))):  # what one worker is slow at, all wait for
+    if np.any(of_all(strategy, precision == "float32")):  # what one worker is slow at, all wait for
         precision = "float32"
     modules.keras.config.set_dtype_policy(precision)
     print(f"precision: {precision}; {strategy.num_replicas_in_sync} replicas")
@@ -937,6 +967,8 @@ def _train(args):
     }
     if adversarial:
         config["adversarial"] = describe(adversarial, args.adversarial_batch_size)
+    if strategy.cluster_resolver:
+        of_all(strategy, 0.0)  # none still reads what is deleted here
     if writes():
         modules.save_models(args.models, model, pixelcnn.model, config, mean.astype(np.float32))
         shutil.rmtree(checkpoints)

@@ -12,8 +12,8 @@ from test_scripts import weights
 
 EPOCHS = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
 SIZES = [
-    part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-batch-size", 8)
-]  # 40 slices divide
+    part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-batch-size", 7)
+]  # which two devices share as 4 and 3, and of 40 slices the last as 3 and 2
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
 # Dropout draws other numbers on each replica, and Adam divides by the size of gradients, which blows up the rounding of
 # those near zero.
@@ -40,7 +40,7 @@ def command(program, miniature, models, *flags, code=""):
     return program.command(*arguments)
 
 
-def start_workers(program, command):
+def start_workers(program, command, other=None):
     """Two workers that train together, with the README's TF_CONFIG but free ports of this machine."""
     example = json.loads(re.search("TF_CONFIG='(.+)'", (ROOT / "README.md").read_text())[1])
     addresses = free_addresses(len(example["cluster"]["worker"]))
@@ -50,14 +50,14 @@ def start_workers(program, command):
     ]
     return [
         subprocess.Popen(
-            command,
+            called,
             cwd=program.folder,
             env=program.environment() | {"TF_CONFIG": json.dumps(config)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for config in configs
+        for config, called in zip(configs, (command, other or command))
     ]
 
 
@@ -129,3 +129,32 @@ def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program
     outputs = finish(start_workers(program, command(program, miniature, models, "--resume")))
     assert "adversarial: continuing after epoch 1" in outputs[0]
     assert_same(models, alone)
+
+
+def test_what_cannot_be_trained_together_is_said_in_one_line(program, miniature):
+    models = program.folder / "apart"
+
+    def fails(variables, code="", *flags):
+        done = subprocess.run(
+            command(program, miniature, models, *flags, code=code),
+            cwd=program.folder,
+            env=program.environment() | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    assert "TF_CONFIG" in fails({"TF_CONFIG": "{"})
+    assert "SLURM" in fails({"SLURM_STEP_NUM_TASKS": "2"})
+    assert "for each of 2 devices" in fails({}, TWO_DEVICES, "--vqvae-batch-size", 1)
+
+
+def test_workers_with_other_flags_are_refused(program, miniature):
+    models = program.folder / "other"
+    workers = start_workers(
+        program, command(program, miniature, models), command(program, miniature, models, "--seed", 1)
+    )
+    outputs = [process.communicate(timeout=300)[0] for process in workers]
+    assert [process.returncode for process in workers] == [1, 1]
+    assert all("other flags or other slices" in output for output in outputs), outputs

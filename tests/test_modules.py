@@ -676,6 +676,18 @@ def test_kill_at_any_rename_leaves_a_whole_set(vqvae, tmp_path, monkeypatch):
     assert survived >= 3
 
 
+def test_neither_a_link_nor_what_lies_beside_is_lost(vqvae, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "elsewhere")
+    for ending in ("old", "new", "tmp"):
+        (tmp_path / f"set.{ending}").mkdir()
+        (tmp_path / f"set.{ending}" / "thesis.tex").touch()
+    for filters in (8, 16):
+        make_set(tmp_path / "set", vqvae, filters=filters)
+        assert modules.load_models(tmp_path / "set")[1].config["filters"] == filters
+    assert (tmp_path / "set").is_symlink() and len(list(tmp_path.rglob("thesis.tex"))) == 3
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
 def test_folder_with_other_files_is_not_replaced(vqvae, tmp_path, name):
     (tmp_path / name).mkdir()

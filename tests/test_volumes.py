@@ -107,7 +107,8 @@ def test_folder_of_volumes_becomes_a_set_like_the_genuine_one(head, slices, prog
     assert "6 volumes, 192 slices" in out
     with open(target / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["case"] for row in rows] == [f"case_{i:03}" for i in (1, 2, 6, 3, 4, 5)]  # the second session is last
+    assert [row["case"] for row in rows] == [f"case_{case}" for case in ("001", "002", "002_MR2", "003", "004", "005")]
+    assert dataset.case_of("case_002_MR2_slice_3.nii.png") == "case_002"  # sessions of a person are held out together
     assert rows[1]["person"] == rows[2]["person"] == "OAS1_0002" and rows[1]["split"] == rows[2]["split"]
     splits = {row["person"]: row["split"] for row in rows}
     assert sorted(splits.values()) == ["test", "train", "train", "train", "validate"]
@@ -125,6 +126,9 @@ def test_what_cannot_be_used_is_named_and_passed_by(head, slices, program, tmp_p
     save(volumes / "sub-3.nii", np.full((20, 20, 20), 7.0, np.float32), "RAS")
     save(volumes / "sub-4.nii", np.stack([head, head], axis=-1)[:20], "RAS")
     save(volumes / "sub-5.nii", head[:, :, :10], "RAS")
+    with open(save(volumes / "sub-8.nii", head, "RAS"), "r+b") as file:
+        file.seek(280)  # srow_x of the header, where the x axis lies
+        file.write(np.full(4, np.nan, np.float32).tobytes())
     (volumes / "sub-6.nii.gz").write_bytes(b"no volume")
     (volumes / "sub-7.hdr").write_bytes(b"no volume either")
     _, err = program.run("dataset.py", "slices", volumes, target)
@@ -136,6 +140,7 @@ def test_what_cannot_be_used_is_named_and_passed_by(head, slices, program, tmp_p
         "too low",
         "sub-6",
         "sub-7",
+        "sub-8",
     ):
         assert line in err, line
     written = sorted((target / "keras_png_slices_data").rglob("*_slice_10.nii.png"))
@@ -149,8 +154,40 @@ def test_scripts_take_a_folder_of_volumes(head, trained, program, tmp_path):
         save(volumes / f"sub-{number}.nii", head, "LAS")
     _, err = program.run("ssim.py", "--data", volumes, "--no-show")
     assert "cutting slices from 3 volumes" in err
+    out, err = program.run("dataset.py", "--data", volumes)
+    assert "cutting" not in err and "validate: not there" in out
+    cut = next(program.folder.glob("dataset/study-*"))
+    (cut / "keras_png_slices_data").rename(cut / ".slicing")  # as when it was killed
     _, err = program.run("ssim.py", "--data", volumes, "--no-show")
-    assert "cutting" not in err
+    assert "cutting" in err and (cut / "keras_png_slices_data").is_dir()
+
+
+def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
+    for path in (
+        "OAS1_0002_MR1/T88_111/a_t88_gfc.img",
+        "OAS1_0002_MR1/RAW/a.img",
+        "OAS1_0003_MR1/RAW/a.img",  # without one in atlas space
+        "OAS1_0003_MR2/RAW/a.img",
+        "OAS2_0002_MR1/a.nii",
+        "sub-01/ses-a/a.nii",
+        "sub-01/ses-b/a.nii",
+        "mine.nii",
+    ):
+        path = (tmp_path / path).with_suffix(".hdr" if path.endswith(".img") else ".nii")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    volumes = dataset.find_volumes(tmp_path)
+    people = [(volume.person, volume.session) for volume in volumes]
+    cases = dict(zip(people, dataset.case_names(volumes)))
+    assert cases["OAS1_0002", "MR1"] == "case_002" and "T88_111" in str(
+        volumes[people.index(("OAS1_0002", "MR1"))].path
+    )
+    assert cases["OAS1_0003", "MR1"] == "case_003" and cases["OAS1_0003", "MR2"] == "case_003_MR2"
+    assert cases["sub-01", "ses-b"] == cases["sub-01", "ses-a"] + "_ses-b"
+    cases_of = {}
+    for (person, _), name in cases.items():
+        cases_of.setdefault(dataset.case_of(name), set()).add(person)
+    assert len(cases) == 7 and len(cases_of) == 5 and all(len(some) == 1 for some in cases_of.values())
 
 
 def test_wrong_calls_are_refused_in_one_line(program, tmp_path):
