@@ -29,7 +29,7 @@ def test_codes_come_back_from_a_file(tmp_path):
     np.testing.assert_array_equal(store[[299, 0, 130]], codes[[299, 0, 130]])
 
 
-def test_a_full_disk_is_said_in_one_line(tmp_path):
+def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path):
     with pytest.raises(dataset.UserError, match="cannot be written"):
         dataset.Store((10, 4), np.uint16, tmp_path / "missing" / "codes.bin", limit=0)
 
