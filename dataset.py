@@ -57,6 +57,7 @@ CANVAS = 256  # pixels a side of a slice's file, 1 mm each
 ATLAS = (176, 208, 176)  # voxels of 1 mm, in which OASIS-1's atlas files hold a head
 REFERENCE = Path(__file__).parent / "images" / "mean_slices.png"  # mean of all training slices by level
 COARSE = 4  # mm, pixel of the reference
+LIKE = 0.5  # correlation to the mean slices below which a volume may be no head
 RIM = 20  # grey level of the reference at the rim of the head
 SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come without a skull
 SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
@@ -599,7 +600,11 @@ class Volume(NamedTuple):
 
 
 def find_volumes(folder):
-    """The Volumes below a folder, in natural order, one a session; of OASIS-1's many files those in atlas space."""
+    """The Volumes below a folder, in natural order, one a session.
+
+    Of the files of a session it is the first, but before others one in OASIS-1's atlas space or named T1w as BIDS does,
+    and after others what lies among BIDS' derivatives.
+    """
     suffixes = (".nii", ".nii.gz", ".hdr")
     paths = [path for path in folder.rglob("*") if path.name.lower().endswith(suffixes)]
     paths = [path for path in paths if not _litter_folder(path.relative_to(folder)) and path.is_file()]
@@ -608,9 +613,12 @@ def find_volumes(folder):
         sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
     volumes = []
     for (person, session), several in sessions.items():
-        several = [path for path in several if "_t88_gfc." in path.name] or several
-        if len(several) > 1:
-            note(f"{person} {session}".rstrip() + f": {len(several)} volumes, of which {several[0]} is taken")
+        several.sort(key=lambda path: ("derivatives" in path.parts, not re.search("_(t88_gfc|T1w)[.]", path.name)))
+        alike = [path for path in several if "_t88_gfc." in path.name]
+        if len(alike or several) > 1:
+            note(
+                f"{person} {session}".rstrip() + f": {len(several)} files for one head, of which {several[0]} is taken"
+            )
         volumes.append(Volume(several[0], person, session))
     return volumes
 
@@ -625,7 +633,7 @@ def _owner(path):
 
 
 def slice_volumes(folder, target, seed=0, orientation="RAS"):
-    """Cut the volumes below `folder` into slices like the genuine ones, below `target`; returns how many volumes.
+    """Cut the volumes below `folder` into slices like the genuine ones, below `target`; returns the rows of cases.csv.
 
     Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
     seed, and cases.csv, which says where each comes from. A volume that cannot be used is named and passed by.
@@ -640,8 +648,7 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
         raise UserError(f"{target}: is there already; name a new folder to write the slices to")
     make_folder(target)
     load_reference()  # missing, it is no fault of the volumes
-    split_of = split_people([volume.person for volume in volumes], seed)
-    staging, rows = target / ".slicing", []
+    staging, cuts = target / ".slicing", []
     try:
         for volume, name in tqdm([*zip(volumes, case_names(volumes))], desc="slicing", unit="volume", disable=None):
             try:
@@ -649,15 +656,22 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
             except UserError as error:
                 note(f"passed by: {volume.path}: {error}")
                 continue
-            split = split_of[volume.person]
-            (staging / _folder_name(split)).mkdir(parents=True, exist_ok=True)
+            if likeness is not None and likeness < LIKE:
+                note(f"note: {volume.path}: likeness {likeness:.3f} to a head; look at its slices")
+            (staging / name).mkdir(parents=True)
             for k, level in enumerate(levels):
-                path = staging / _folder_name(split) / f"{name}_slice_{k}.nii.png"
-                Image.fromarray(level).save(path, format="PNG")
-            about = (volume.person, volume.session, split, volume.path.relative_to(folder))
-            rows.append((name, *about, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
-        if not rows:
+                Image.fromarray(level).save(staging / name / f"{name}_slice_{k}.nii.png", format="PNG")
+            cuts.append((volume, name, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
+        if not cuts:
             raise UserError(f"{folder}: none of its {len(volumes)} volumes can be used")
+        split_of, rows = split_people([volume.person for volume, *_ in cuts], seed), []
+        for volume, name, *about in cuts:
+            split = split_of[volume.person]
+            (staging / _folder_name(split)).mkdir(exist_ok=True)
+            for path in (staging / name).iterdir():
+                path.rename(staging / _folder_name(split) / path.name)
+            (staging / name).rmdir()
+            rows.append((name, volume.person, volume.session, split, volume.path.relative_to(folder), *about))
         with open(target / "cases.csv", "w", newline="") as file:
             csv.writer(file).writerows([("case", "person", "session", "split", "file", "likeness", "scale"), *rows])
         staging.rename(target / TOP_FOLDER)
@@ -665,7 +679,7 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
         raise UserError(f"{target}: cannot be written ({reason(error)}); free some space and run again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return len(rows)
+    return rows
 
 
 def _sliced(folder):
@@ -1095,8 +1109,10 @@ def main():
     if args.command == "slices":
         if not args.volumes.is_dir():
             raise UserError(f"{args.volumes}: not a folder; name a folder of volumes")
-        number = slice_volumes(args.volumes, args.target, args.seed, args.orientation)
-        print(f"{number} volumes, {number * LEVELS:,} slices in {args.target / TOP_FOLDER}")
+        rows = slice_volumes(args.volumes, args.target, args.seed, args.orientation)
+        print(f"{len(rows)} volumes, {len(rows) * LEVELS:,} slices in {args.target / TOP_FOLDER}")
+        people = {split: len({person for _, person, _, where, *_ in rows if where == split}) for split in SPLITS}
+        print("people: " + ", ".join(f"{number} to {split}" for split, number in people.items()))
         print(args.target / "cases.csv")
         return
     for split in ("train", "test", "validate"):

@@ -875,10 +875,15 @@ CONFIG, VQVAE_WEIGHTS, PIXELCNN_WEIGHTS, MEAN_IMAGE = SET = (
 )
 
 
+def is_set(folder):
+    """Whether a folder holds a set of weights."""
+    return (_current(folder) / CONFIG).is_file()
+
+
 def load_config(folder):
     """config.json of the set in `folder`; raises UserError where there is none or it is broken."""
     path = _current(folder) / CONFIG
-    if not path.is_file():
+    if not is_set(folder):
         preset = f" --preset {Path(folder).name}" if Path(folder).name in PRESETS[1:] else ""
         raise UserError(
             f"{folder}: no trained weights here (no {CONFIG}); name another --models, or run train.py{preset}"

@@ -20,8 +20,10 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 import zipfile
@@ -383,7 +385,7 @@ def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
     from modules import tf
 
     strategy, step = tf.distribute.get_strategy(), None
-    agree(training, strategy)
+    agree(training, strategy, epochs)
     for epoch in range(len(training.history), epochs):
         print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
         began = time.perf_counter()
@@ -416,16 +418,28 @@ def choose_strategy():
 
     try:
         if "TF_CONFIG" in os.environ:
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return _join(tf.distribute.cluster_resolver.TFConfigClusterResolver())
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+            return _join(tf.distribute.cluster_resolver.SlurmClusterResolver())
     except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
         source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM (TF_CONFIG would come first)"
         raise UserError(f"cannot join the workers that {source} names: {str(error).splitlines()[0]:.200}") from error
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def _join(resolver):
+    from modules import tf
+
+    workers = [address for addresses in resolver.cluster_spec().as_dict().values() for address in addresses]
+    note(f"waiting for all of {', '.join(workers)}")
+    # TensorFlow waits where Python would not see a Ctrl-C
+    seen = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    finally:
+        signal.signal(signal.SIGINT, seen)
 
 
 def worker():
@@ -465,9 +479,9 @@ def _gather(strategy):
     return gather
 
 
-def agree(training, strategy):
+def agree(training, strategy, epochs):
     """Raise UserError where workers would not train alike, or not continue after the same epoch."""
-    settings = {name: value for name, value in training.settings.items() if name != "vqvae"}
+    settings = {**training.settings, "epochs": epochs, "vqvae": None}
     short = int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16)  # exact in a float32
     if np.ptp(of_all(strategy, short)):
         raise UserError(
@@ -548,7 +562,7 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         figures = {name: float(value) for name, value in totals.items()}
         line = (
             f"  loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
-            f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.0%}, perplexity {perplexity:.1f}"
+            f"quantizer {figures['quantizer_loss']:.4f}; codes in use {in_use:.1%}, perplexity {perplexity:.1f}"
         )
         figures |= {"codes_in_use": in_use, "perplexity": perplexity}
         if len(unseen):
@@ -700,7 +714,7 @@ def train_adversarial(vqvae, images, held_out, variance, settings, args, path):
         figures |= {"validation_ssim": ssim, "sharpness": sharp}
         line = (
             f"  loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); codes in "
-            f"use {in_use:.0%}, perplexity {perplexity:.1f}; validation: SSIM {ssim:.3f}, {sharp:.2f} as sharp as real"
+            f"use {in_use:.1%}, perplexity {perplexity:.1f}; validation: SSIM {ssim:.3f}, {sharp:.2f} as sharp as real"
         )
         return figures, line
 
@@ -831,10 +845,10 @@ def plot_vqvae(plt, history):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     epochs = range(1, len(history) + 1)
     for name, label in (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("quantizer_loss", "quantizer")):
-        left.plot(epochs, [epoch[name] for epoch in history], label=label)
+        left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=label)
     left.set(title="VQ-VAE loss", xlabel="epoch", ylabel="loss", yscale="log")
     left.legend()
-    right.plot(epochs, [epoch["perplexity"] for epoch in history])
+    right.plot(epochs, [epoch["perplexity"] for epoch in history], marker=".")
     right.set(title="Perplexity of the codes", xlabel="epoch", ylabel="perplexity")
     return figure
 
@@ -844,11 +858,11 @@ def plot_adversarial(plt, history):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     epochs = range(1, len(history) + 1)
     for name in ("adversarial_loss", "feature_loss", "discriminator_loss"):
-        left.plot(epochs, [epoch[name] for epoch in history], label=name.split("_")[0])
+        left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=name.split("_")[0])
     left.set(title="VQ-VAE against its discriminator", xlabel="epoch", ylabel="loss")
     left.legend()
-    right.plot(epochs, [epoch["validation_ssim"] for epoch in history], label="SSIM")
-    right.plot(epochs, [epoch["sharpness"] for epoch in history], label="sharpness, 1 as real")
+    right.plot(epochs, [epoch["validation_ssim"] for epoch in history], marker=".", label="SSIM")
+    right.plot(epochs, [epoch["sharpness"] for epoch in history], marker=".", label="sharpness, 1 as real")
     right.set(title="Reconstructions of held-out slices", xlabel="epoch")
     right.legend()
     return figure
@@ -860,7 +874,7 @@ def plot_pixelcnn(plt, history, best_epoch):
     epochs = range(1, len(history) + 1)
     for panel, name, unit in zip(panels, ("loss", "accuracy"), ("nats a code", "share of codes")):
         for prefix, label in (("", "training"), ("validation_", "validation")):
-            panel.plot(epochs, [epoch[prefix + name] for epoch in history], label=label)
+            panel.plot(epochs, [epoch[prefix + name] for epoch in history], marker=".", label=label)
         panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
         panel.set(title=f"PixelCNN {name}", xlabel="epoch", ylabel=unit)
         panel.legend()
@@ -886,9 +900,8 @@ def train(args):
     except tf.errors.OpError as error:
         if strategy.cluster_resolver is None:
             raise
-        raise UserError(
-            f"the workers no longer reach each other ({error.message.splitlines()[0]:.100}); start all with --resume"
-        ) from error
+        said = re.sub(r"{{.*?}}", "", error.message).strip().splitlines()[0]
+        raise UserError(f"the workers no longer reach each other ({said:.200}); start all with --resume") from error
 
 
 def _train(args):
@@ -925,6 +938,11 @@ def _train(args):
         checkpoints / f"{stage}.npz" for stage in ("vqvae", "adversarial", "pixelcnn")
     )
     if args.resume and not vqvae_path.exists():
+        if modules.is_set(args.models):
+            raise UserError(
+                f"{args.models}: holds finished weights and no interrupted training; without --resume, a new training "
+                "replaces them"
+            )
         note("no interrupted training to continue; starting afresh")
     elif vqvae_path.exists() and not args.resume:
         note("--resume would continue an interrupted training; its checkpoint goes when the first epoch is finished")

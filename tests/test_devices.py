@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -148,6 +150,18 @@ def test_what_cannot_be_trained_together_is_said_in_one_line(program, miniature)
     assert "TF_CONFIG" in fails({"TF_CONFIG": "{"})
     assert "SLURM" in fails({"SLURM_STEP_NUM_TASKS": "2"})
     assert "for each of 2 devices" in fails({}, TWO_DEVICES, "--vqvae-batch-size", 1)
+
+
+def test_worker_that_waits_for_others_says_so_and_can_be_interrupted(program, miniature):
+    models = program.folder / "waiting"
+    first, second = start_workers(program, command(program, miniature, models), [sys.executable, "-c", ""])
+    second.wait()
+    for line in first.stdout:
+        if line.startswith("waiting for all of 127.0.0.1:"):
+            break
+    time.sleep(2)
+    first.send_signal(signal.SIGINT)
+    assert "Traceback" not in first.communicate(timeout=30)[0] and first.returncode
 
 
 def test_workers_with_other_flags_are_refused(program, miniature):

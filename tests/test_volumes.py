@@ -131,9 +131,10 @@ def test_what_cannot_be_used_is_named_and_passed_by(head, slices, program, tmp_p
         file.write(np.full(4, np.nan, np.float32).tobytes())
     (volumes / "sub-6.nii.gz").write_bytes(b"no volume")
     (volumes / "sub-7.hdr").write_bytes(b"no volume either")
-    _, err = program.run("dataset.py", "slices", volumes, target)
+    out, err = program.run("dataset.py", "slices", volumes, target)
+    assert "people: 1 to train, 0 to validate, 1 to test" in out
     for line in (
-        "sub-1: 2 volumes",
+        "sub-1: 2 files",
         "voxels are no numbers",
         "is constant",
         "not one volume",
@@ -169,7 +170,9 @@ def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
         "OAS1_0003_MR1/RAW/a.img",  # without one in atlas space
         "OAS1_0003_MR2/RAW/a.img",
         "OAS2_0002_MR1/a.nii",
-        "sub-01/ses-a/a.nii",
+        "sub-01/ses-a/sub-01_FLAIR.nii",
+        "sub-01/ses-a/sub-01_T1w.nii",
+        "derivatives/tool/sub-01/ses-a/brain_T1w.nii",
         "sub-01/ses-b/a.nii",
         "mine.nii",
     ):
@@ -182,6 +185,7 @@ def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
     assert cases["OAS1_0002", "MR1"] == "case_002" and "T88_111" in str(
         volumes[people.index(("OAS1_0002", "MR1"))].path
     )
+    assert volumes[people.index(("sub-01", "ses-a"))].path == tmp_path / "sub-01/ses-a/sub-01_T1w.nii"
     assert cases["OAS1_0003", "MR1"] == "case_003" and cases["OAS1_0003", "MR2"] == "case_003_MR2"
     assert cases["sub-01", "ses-b"] == cases["sub-01", "ses-a"] + "_ses-b"
     cases_of = {}
