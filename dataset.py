@@ -184,6 +184,17 @@ def add_model_arguments(parser, presets=PRESETS, default=PRESETS[0]):
     parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
 
 
+def add_candidates_argument(parser):
+    """--candidates, which every script that draws slices takes; returns what was added."""
+    return parser.add_argument(
+        "--candidates",
+        type=positive,
+        metavar="N",
+        help="samples drawn for each slice, of which a critic keeps the most real; for models that have one, as the "
+        "sharp ones do (default: that of the models)",
+    )
+
+
 def choose_models(args):
     """The folder of weights that the arguments ask for."""
     return args.models or MODELS / args.preset

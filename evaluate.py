@@ -52,6 +52,7 @@ def parse_arguments():
         "do not compare."
     )
     models_only = [
+        dataset.add_candidates_argument(parser),
         parser.add_argument(
             "--samples", type=dataset.positive, default=SAMPLES, metavar="N", help="slices to generate (%(default)s)"
         ),
@@ -569,6 +570,7 @@ class Made(NamedTuple):
     """What a set of models makes."""
 
     generated: dict  # Pictures by temperature
+    candidates: int  # of which each was chosen
     reconstructed: Pictures  # of the held-out slices
     repeats: dict  # figures of repeated grids by set: the temperatures, and "held out"
     prior: dict  # figures of the codes and their prior by set
@@ -583,6 +585,11 @@ def read_slices(args):
     import modules
 
     configs = {folder: modules.load_config(folder) for folder in args.models}
+    chosen_by = [folder for folder, config in configs.items() if "critic" in config]
+    critics = {  # of several models, those without a critic have one candidate whatever is asked
+        folder: modules.load_critic(folder, None if chosen_by and folder not in chosen_by else args.candidates)
+        for folder in args.models
+    }
     test = None if args.tune else dataset.load_split("test", args.data, args.url)
     training = dataset.load_split("train", args.data, args.url)
     some = pictures(training.images, training.names, dataset.owners(training.names)[1])
@@ -599,13 +606,13 @@ def read_slices(args):
     first = unseen[args.models[0]]
     if args.tune and any(np.any(others != first) for others in unseen.values()):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
-    made = {folder.name: use(folder, training, unseen[folder], test, args) for folder in args.models}
+    made = {folder.name: use(folder, *critics[folder], training, unseen[folder], test, args) for folder in args.models}
     if args.tune:
         return some.take(~first), some.take(first), made
     return some, pictures(test.images, test.names, dataset.owners(test.names)[1]), made
 
 
-def use(folder, training, unseen, test, args):
+def use(folder, critic, candidates, training, unseen, test, args):
     """What the models in `folder`, to which some training slices are `unseen` (N,) bool, make: a Made.
 
     `test` are the test slices, in whose place None stands for those that are unseen.
@@ -634,12 +641,14 @@ def use(folder, training, unseen, test, args):
     names, levels = [f"sample {i}" for i in range(args.samples)], modules.spread_levels(pixelcnn, args.samples)
     generated = {}
     for temperature in args.temperature or [modules.load_temperature(folder)]:
-        drawn = modules.sample(pixelcnn, args.samples, args.seed, temperature, progress=progress)
+        drawn = modules.sample_best(
+            vqvae, pixelcnn, critic, candidates, args.samples, args.seed, temperature, progress=progress
+        )
         drawn = Codes(drawn, np.array(names), levels)
         generated[temperature] = pictures(vqvae.decode(drawn.grids), names, levels if pixelcnn.levels else None)
         repeated[temperature] = repeats(drawn, known)
         sets["generated" if len(args.temperature or []) < 2 else f"generated at {temperature:g}"] = drawn
-    return Made(generated, reconstructed, repeated, judge_prior(pixelcnn, sets))
+    return Made(generated, candidates, reconstructed, repeated, judge_prior(pixelcnn, sets))
 
 
 def check_sizes(real, sets, count, where):
@@ -720,6 +729,7 @@ def main():
         if made:
             content = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
             content["temperature"] = {name: list(some.generated) for name, some in made.items()}
+            content["candidates"] = {name: some.candidates for name, some in made.items()}
         content |= {"seed": args.seed, "sizes": sizes, "compared": count, "figures": as_json(figures)}
         content["prior"] = {name: as_json(some.prior) for name, some in made.items()}
         part.write_text(json.dumps(content, indent=1) + "\n")

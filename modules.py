@@ -4,11 +4,13 @@ A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent v
 each by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code indices; the
 decoder turns the grid back into a slice. The PixelCNN is the prior over such grids: it gives the probability of every
 code from the codes before it in raster order (row by row), so that new grids can be drawn code by code and decoded.
-The sharp preset has (16, 16) grids of 1,024 codes, a Discriminator that asks for texture, and a GatedPixelCNN.
+The sharp preset has (16, 16) grids of 1,024 codes, a Discriminator that asks for texture, a GatedPixelCNN, and a
+Critic that chooses among the samples of this.
 
     van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937        (VQ-VAE)
     van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, 1606.05328  (PixelCNN, gated too)
     Esser et al. 2021, Taming Transformers, VQGAN, arXiv 2012.09841                            (discriminator)
+    Azadi et al. 2019, Discriminator Rejection Sampling, arXiv 1810.06758                      (critic)
     Wang et al. 2004, Image Quality Assessment, IEEE Transactions on Image Processing 13(4)    (SSIM)
 
 Every constructor argument of a network lands in the config.json beside its weights, so `load_vqvae(folder)` and
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import PRESETS, UserError, load_image, reason, save_image
+from dataset import PRESETS, UsageError, UserError, load_image, reason, save_image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # the training step and the scripts' compiled functions are TensorFlow's
@@ -346,14 +348,46 @@ class Discriminator(keras.Model):
     def call(self, images, guide):
         results = []
         for scale in self.scales:
-            detail = images - ops.average_pool(images, 3, strides=1, padding="same")
-            x, outputs = ops.concatenate([2 * images, 16 * detail, 2 * guide], axis=-1), []
+            x, outputs = ops.concatenate([2 * images, 16 * _detail(images), 2 * guide], axis=-1), []
             for layer in scale[:-1]:
                 x = ops.leaky_relu(layer(x), 0.2)
                 outputs.append(x)
             results.append([*outputs, scale[-1](x)])
             images, guide = ops.average_pool(images, 2), ops.average_pool(guide, 2)
         return results
+
+
+def _detail(images):
+    return images - ops.average_pool(images, 3, strides=1, padding="same")
+
+
+class Critic(keras.Model):
+    """Tells a prior's samples from real slices, both decoded, so that of several samples the most real can be kept.
+
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32: where it has learned all
+    there is to learn, the logarithm of how much oftener an image is a real slice's than a sample's. As in rejection
+    sampling by a discriminator (Azadi et al. 2019, arXiv 1810.06758) or by a classifier (Razavi et al. 2019, VQ-VAE-2,
+    arXiv 1906.00446), but of real slices it sees what the VQ-VAE makes of them, and so looks for the prior's mistakes
+    rather than the decoder's.
+    """
+
+    def __init__(self, *, filters, dropout, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)  # the convolutions follow the policy, the detail must not
+        self.config = {"filters": tuple(filters), "dropout": dropout}
+        self.features = [*[Conv2D(count, 4, strides=2) for count in filters], Conv2D(filters[-1], 3)]
+        self.dropout = layers.Dropout(dropout, dtype="float32")
+        self.head = layers.Dense(1, dtype="float32", name="head")
+        for layer, channels in zip(self.features, (2, *filters)):
+            layer.build((None, None, None, channels))
+        self.head.build((None, filters[-1]))
+        self.built = True
+
+    def call(self, images, training=False):
+        x = ops.concatenate([2 * images, 16 * _detail(images)], axis=-1)
+        for layer in self.features:
+            x = ops.leaky_relu(layer(x), 0.2)
+        x = ops.mean(ops.cast(x, "float32"), axis=(1, 2))
+        return self.head(self.dropout(x, training=training))[:, 0]
 
 
 def in_batches(function, array, progress=iter):
@@ -652,6 +686,19 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     )
 
 
+def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
+    """Draw code indices (num, h, w) int32: of `candidates` from `sample` for each slice, the critic's most real.
+
+    Without a critic (None) it is `sample`, whose arguments the others are.
+    """
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
+    drawn = sample(pixelcnn, num * candidates, seed, temperature, np.repeat(levels, candidates), progress)
+    if critic is None:
+        return drawn
+    logits = in_batches(lambda codes: critic(vqvae.decode(codes)), drawn).reshape(num, candidates)
+    return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), logits.argmax(axis=1)]
+
+
 def spread_levels(pixelcnn, num):
     """Slice levels (num,) int32 spread evenly over those that a prior knows; zeros where it knows none."""
     return ((np.arange(num) + 0.5) * (pixelcnn.levels or 0) / num).astype(np.int32)
@@ -767,11 +814,12 @@ class _GatedLayerCache:
         kernel, bias = self.vertical
         rows = self.above[:, row : row + kernel.shape[0]]
         width = rows.shape[2] - 2 * self.margin
-        total = np.broadcast_to(bias, (len(rows), width, len(bias))).copy()
+        total = np.broadcast_to(bias, (len(rows) * width, len(bias))).copy()
         for column in range(kernel.shape[1]):
-            seen = np.moveaxis(rows[:, :, column : column + width], 1, 2).reshape(len(rows), width, -1)
+            seen = np.moveaxis(rows[:, :, column : column + width], 1, 2).reshape(len(total), -1)
             total += seen @ kernel[:, column].reshape(-1, kernel.shape[-1])
-        self.linked = _dense(total, self.link)
+        self.linked = _dense(total, self.link).reshape(len(rows), width, -1)
+        total = total.reshape(len(rows), width, -1)
         return _gate_numpy(total + self.level[0][:, None] + self.places[0][row])
 
 
@@ -867,10 +915,11 @@ def psnr(images, others):
 
 # --- sets of weights --------------------------------------------------------------------------------------------------
 
-CONFIG, VQVAE_WEIGHTS, PIXELCNN_WEIGHTS, MEAN_IMAGE = SET = (
+CONFIG, VQVAE_WEIGHTS, PIXELCNN_WEIGHTS, CRITIC_WEIGHTS, MEAN_IMAGE = SET = (
     "config.json",
     "vqvae.weights.h5",
     "pixelcnn.weights.h5",
+    "critic.weights.h5",  # where the preset has a critic
     "mean_image.png",
 )
 
@@ -891,6 +940,8 @@ def load_config(folder):
     try:
         config = json.loads(path.read_text())
         config["vqvae"]["network"], config["pixelcnn"]["network"], config["data"]["held_out_cases"]
+        if "critic" in config:
+            config["critic"]["network"], config["critic"]["candidates"]
         return config
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a set of weights; restore it or run train.py") from error
@@ -913,6 +964,23 @@ def load_models(folder):
     current = _current(folder)
     vqvae = _load(VQVAE, current / VQVAE_WEIGHTS, config["vqvae"])
     return vqvae, _load(build_prior, current / PIXELCNN_WEIGHTS, config["pixelcnn"])
+
+
+def load_critic(folder, candidates=None):
+    """The Critic of the set in `folder` and the number of candidates that it chooses from; None and 1 without one.
+
+    The number is `candidates`, or where that is None the set's. Raises UserError where the critic's file is missing,
+    broken or of another training, or it learned from another prior, UsageError where there is nothing to choose by.
+    """
+    config = load_config(folder)
+    if candidates == 1 or (candidates is None and "critic" not in config):
+        return None, 1
+    if "critic" not in config:
+        raise UsageError(f"--candidates: the models in {folder} have no critic to choose; try --preset sharp")
+    if config["critic"].get("trained_on") != config["pixelcnn"].get("sha256"):
+        raise UserError(f"{folder}: its critic learned from another PixelCNN; run train.py")
+    critic = _load(Critic, _current(folder) / CRITIC_WEIGHTS, config["critic"])
+    return critic, candidates or config["critic"]["candidates"]
 
 
 def load_mean_image(folder):
@@ -947,11 +1015,12 @@ def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_models(folder, vqvae, pixelcnn, config, mean_image):
+def save_models(folder, vqvae, pixelcnn, config, mean_image, critic=None):
     """Write a set of weights beside `folder`, then swap it in whole.
 
-    `config` has {"network": constructor arguments, ...} under "vqvae" and "pixelcnn"; the digests of the weights are
-    added. `mean_image` (size, size, 1) is the mean of the training images. Raises UserError where it cannot be written.
+    `config` has {"network": constructor arguments, ...} under "vqvae" and "pixelcnn", and "critic" where there is one;
+    the digests of the weights are added. `mean_image` (size, size, 1) is the mean of the training images. Raises
+    UserError where it cannot be written.
     """
     staging = make_staging(folder)
     try:
@@ -959,6 +1028,10 @@ def save_models(folder, vqvae, pixelcnn, config, mean_image):
         pixelcnn.save_weights(staging / PIXELCNN_WEIGHTS)
         config["vqvae"]["sha256"] = config["pixelcnn"]["trained_on"] = _sha256(staging / VQVAE_WEIGHTS)
         config["pixelcnn"]["sha256"] = _sha256(staging / PIXELCNN_WEIGHTS)
+        if critic:
+            critic.save_weights(staging / CRITIC_WEIGHTS)
+            config["critic"]["trained_on"] = config["pixelcnn"]["sha256"]
+            config["critic"]["sha256"] = _sha256(staging / CRITIC_WEIGHTS)
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())

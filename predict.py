@@ -52,6 +52,7 @@ def parse_arguments():
         metavar="T",
         help="below 1 the likely becomes likelier, above 1 the rare (default: that found best for the models)",
     )
+    dataset.add_candidates_argument(generate)
     generate.add_argument(
         "--level",
         nargs="+",
@@ -124,9 +125,11 @@ def generate(args):
     vqvae, pixelcnn = modules.load_models(args.models)
     levels = choose_levels(args, pixelcnn)
     temperature = args.temperature or modules.load_temperature(args.models)
-    quiet = None if args.num > 10 * SHOWN else True  # None: a bar where there is a terminal
+    critic, candidates = modules.load_critic(args.models, args.candidates)
+    quiet = None if args.num * candidates > 10 * SHOWN else True  # None: a bar where there is a terminal
     progress = functools.partial(tqdm, unit="batch", disable=quiet, leave=False)
-    codes = modules.sample(pixelcnn, args.num, choose_seed(args), temperature, levels, progress)
+    seed = choose_seed(args)
+    codes = modules.sample_best(vqvae, pixelcnn, critic, candidates, args.num, seed, temperature, levels, progress)
     with dataset.written(args.out / "codes.npy") as part:
         np.save(part, codes)
     for first in progress(range(0, args.num, SHOWN)):  # some at a time, so that their number is no matter of memory

@@ -7,6 +7,7 @@
 The VQ-VAE minimises the squared error of its reconstructions, divided by the variance of the data so that 1 is the
 error of a constant image, plus the losses of its quantizer; the sharp one also a lack of SSIM, and then it learns to
 please a discriminator. The PixelCNN minimises the cross-entropy of the codes that the trained VQ-VAE gives the slices.
+Last, the sharp preset's critic learns to tell samples of the PixelCNN from the slices that this learned, both decoded.
 Every epoch ends with a checkpoint beside the folder of the weights; the weights that were there stay in use until the
 new ones are complete. One loop serves a single device, several, and several machines.
 
@@ -35,6 +36,7 @@ import dataset
 from dataset import UserError, note, positive, written
 
 COMMITMENT_COST = 0.25
+DRAWN = 10_000  # samples that the critic learns from, at most
 # The networks, how they are trained, and the defaults of the flags. Augmented: by mirror images, with a learning rate
 # that falls along a cosine, and the held-out cases in no stage; else these are held out from the PixelCNN alone.
 PRESETS = {
@@ -76,6 +78,9 @@ PRESETS = {
         "pixelcnn": {"filters": 128, "gated_layers": 5, "kernel_size": 5, "dropout": 0.2},
         "pixelcnn_learning_rate": 1.5e-3,
         "temperature": 1.0,
+        "critic": {"filters": (32, 64, 128, 128), "dropout": 0.3},
+        "critic_learning_rate": 5e-4,
+        "candidates": 8,
         "flags": {
             "latent_dim": 32,
             "embeddings": 1024,
@@ -85,6 +90,8 @@ PRESETS = {
             "adversarial_batch_size": 32,
             "pixelcnn_epochs": 18,
             "pixelcnn_batch_size": 32,
+            "critic_epochs": 5,
+            "critic_batch_size": 32,
         },
     },
 }
@@ -111,6 +118,8 @@ def parse_arguments():
     add("--masked-layers", "masked 1x1 layers that follow them in the PixelCNN")
     add("--pixelcnn-epochs", "epochs of the PixelCNN")
     add("--pixelcnn-batch-size", "grids in a training step of the PixelCNN")
+    add("--critic-epochs", "epochs of the critic")
+    add("--critic-batch-size", "slices, and as many samples, in a training step of the critic")
     parser.add_argument(
         "--validation-share",
         type=share,
@@ -267,8 +276,8 @@ class Training:
         if not self.path.exists():
             return
         state, arrays = load_checkpoint(self.path)
-        if state["settings"].get("vqvae") != self.settings.get("vqvae"):
-            note(f"{self.path} continues another VQ-VAE than this; starting that afresh")
+        if state["settings"].get("follows") != self.settings.get("follows"):
+            note(f"{self.path} follows other networks than these; starting that afresh")
             return
         self._check(state["settings"])
         try:
@@ -481,7 +490,7 @@ def _gather(strategy):
 
 def agree(training, strategy, epochs):
     """Raise UserError where workers would not train alike, or not continue after the same epoch."""
-    settings = {**training.settings, "epochs": epochs, "vqvae": None}
+    settings = {**training.settings, "epochs": epochs, "follows": None}
     short = int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16)  # exact in a float32
     if np.ptp(of_all(strategy, short)):
         raise UserError(
@@ -495,7 +504,7 @@ def agree(training, strategy, epochs):
         )
 
 
-# --- the two models ---------------------------------------------------------------------------------------------------
+# --- the models -------------------------------------------------------------------------------------------------------
 
 
 def vqvae_loss(model, variance, ssim_weight=0.0):
@@ -697,7 +706,7 @@ def train_adversarial(vqvae, images, held_out, variance, settings, args, path):
     seen, unseen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     steps = args.adversarial_epochs * -(-len(seen) // args.adversarial_batch_size)
     frozen, used = copy_of(vqvae), as_used(vqvae)
-    settings["vqvae"] = digest(frozen.weights)
+    settings["follows"] = digest(frozen.weights)
     training = Training("adversarial", vqvae, rates["vqvae"], settings, path, steps=steps, beta_1=0.5)
     discriminator = modules.Discriminator(**preset["discriminator"])
     optimizer = make_adam(discriminator.trainable_variables, rates["discriminator"], steps, beta_1=0.5)
@@ -761,6 +770,16 @@ def gradients_of(training, loss):
     return gradients
 
 
+def means(evaluate, count):
+    """Figures of validation: the means over 0..count-1 of those that `evaluate` gives for each of its parts."""
+    figures = {}
+    for part in parts(count):
+        for name, value in evaluate(part).items():
+            share_of_all = (part.stop - part.start) / count
+            figures[f"validation_{name}"] = figures.get(f"validation_{name}", 0.0) + share_of_all * float(value)
+    return figures
+
+
 def pixelcnn_loss(model, codes, levels, training=True):
     """The loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
     from keras import ops
@@ -816,12 +835,7 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
 
     def summarise(totals):
         figures = {name: float(value) for name, value in totals.items()}
-        for name in figures.copy():
-            figures[f"validation_{name}"] = 0.0
-        for part in parts(len(unseen)):
-            some = unseen[part]
-            for name, value in evaluate(codes[some], levels[some]).items():
-                figures[f"validation_{name}"] += float(value) * len(some) / len(unseen)
+        figures |= means(lambda part: evaluate(codes[unseen[part]], levels[unseen[part]]), len(unseen))
         line = "  " + "; ".join(
             f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
             f"accuracy {figures[prefix + 'accuracy']:.3f}"
@@ -832,6 +846,70 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
     if args.resume:
         training.restore()
     gradients, epochs, batch_size = gradients_of(training, loss), args.pixelcnn_epochs, args.pixelcnn_batch_size
+    fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
+    training.keep_best()
+    return training
+
+
+def critic_loss(critic, vqvae, codes, samples, training=True):
+    """The loss of a Critic, 0.693 where it knows nothing, and its figures, on real codes (N, h, w) and samples."""
+    from keras import ops
+
+    images = vqvae.paint(vqvae.quantizer.lookup(ops.concatenate([codes, samples])))
+    real, fake = ops.split(critic(ops.clip(images, -0.5, 0.5), training=training), 2)
+    loss = ops.mean(ops.softplus(-real) + ops.softplus(fake)) / 2
+    accuracy = ops.mean(ops.cast(real > 0, "float32") + ops.cast(fake <= 0, "float32")) / 2
+    return loss, {"loss": loss, "accuracy": accuracy}
+
+
+def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, args, path):
+    """Train a Critic on samples of a prior and on the slices that this learned; returns its Training.
+
+    The images (N, 128, 128, 1) have those codes (N, h, w) and levels (N,) by the VQVAE, in float32. The `held_out` (N,)
+    bool, and as many samples, validate.
+    """
+    import keras
+
+    import modules
+    from modules import tf
+
+    preset, draws = PRESETS[args.preset], np.random.default_rng(args.seed)
+    seen, unseen = (draws.permutation(np.flatnonzero(some)) for some in (~held_out, held_out))
+    some, unseen = seen[:DRAWN], unseen[: DRAWN // 10]
+    settings = settings | {"batch_size": args.critic_batch_size, "epochs": args.critic_epochs}
+    settings["follows"] = digest([*vqvae.weights, *pixelcnn.weights])
+    print(f"critic: drawing {len(some) + len(unseen):,} samples", flush=True)
+    sampled_levels = levels[np.concatenate([some, unseen])]
+    seed = (args.seed, 1)  # what no --seed draws later: the critic knows these samples
+    sampled = modules.sample(pixelcnn, len(sampled_levels), seed, preset["temperature"], sampled_levels)
+    sampled, sampled_unseen = np.split(sampled, [len(some)])
+    keras.utils.set_random_seed(args.seed)
+    model = modules.Critic(**preset["critic"])
+    rate, steps = preset["critic_learning_rate"], args.critic_epochs * -(-len(seen) // args.critic_batch_size)
+    training = Training("critic", model, rate, settings, path, monitor="validation_loss", steps=steps)
+    grids = tf.TensorSpec((None, *pixelcnn.grid), "int32")
+    evaluate = tf.function(
+        lambda *batch: critic_loss(model, vqvae, *batch, training=False)[1], input_signature=[grids, grids]
+    )
+
+    def read(chosen, chances):  # not moved: of what the prior learned, that is the less real
+        return mirrored(images[seen[chosen]], chances), sampled[chosen % len(sampled)]
+
+    def loss(items, samples):
+        return critic_loss(model, vqvae, vqvae.quantizer.nearest(vqvae.encoder(items)), samples)
+
+    def summarise(totals):
+        figures = {name: float(value) for name, value in totals.items()}
+        figures |= means(lambda part: evaluate(codes[unseen[part]], sampled_unseen[part]), len(unseen))
+        line = "  " + "; ".join(
+            f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart"
+            for side, prefix in (("training", ""), ("validation", "validation_"))
+        )
+        return figures, f"{line}; a guess: 0.6931, 50%"
+
+    if args.resume:
+        training.restore()
+    gradients, epochs, batch_size = gradients_of(training, loss), args.critic_epochs, args.critic_batch_size
     fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
     training.keep_best()
     return training
@@ -885,7 +963,7 @@ def plot_pixelcnn(plt, history, best_epoch):
 
 
 def train(args):
-    """Train both models on the training split and store them in args.models; returns their configuration.
+    """Train the preset's models on the training split and store them in args.models; returns their configuration.
 
     Of several workers, all train, and the first writes; the others return None.
     """
@@ -934,8 +1012,8 @@ def _train(args):
     if "gated_layers" in preset["pixelcnn"]:
         check_levels(levels)
 
-    vqvae_path, adversarial_path, pixelcnn_path = (
-        checkpoints / f"{stage}.npz" for stage in ("vqvae", "adversarial", "pixelcnn")
+    vqvae_path, adversarial_path, pixelcnn_path, critic_path = (
+        checkpoints / f"{stage}.npz" for stage in ("vqvae", "adversarial", "pixelcnn", "critic")
     )
     if args.resume and not vqvae_path.exists():
         if modules.is_set(args.models):
@@ -956,13 +1034,15 @@ def _train(args):
     if preset["augmented"]:
         settings["validation_share"] = args.validation_share
     vqvae = train_vqvae(images, unseen, mean.mean(), variance, settings, args, vqvae_path)
-    model, adversarial = vqvae.model, None
+    model, adversarial, critic = vqvae.model, None, None
     if "discriminator" in preset:
         adversarial = train_adversarial(model, images, unseen, variance, settings, args, adversarial_path)
     encoder = as_used(model)
-    settings["vqvae"] = digest([*encoder.encoder.weights, encoder.quantizer.codebook])
+    settings["follows"] = digest([*encoder.encoder.weights, encoder.quantizer.codebook])
     codes = encode(encoder, images, own / "codes.bin")
     pixelcnn = train_pixelcnn(encoder, images, codes, levels, unseen, settings, args, pixelcnn_path)
+    if "critic" in preset:
+        critic = train_critic(encoder, pixelcnn.model, images, codes, levels, unseen, settings, args, critic_path)
 
     config = {
         "preset": args.preset,
@@ -975,7 +1055,7 @@ def _train(args):
             "slices": count,
             "variance": variance,
             "held_out_cases": held_out,
-            "held_out_from": ["vqvae", "adversarial", "pixelcnn"] if preset["augmented"] else ["pixelcnn"],
+            "held_out_from": ["vqvae", "adversarial", "pixelcnn", "critic"] if preset["augmented"] else ["pixelcnn"],
         },
         "seed": args.seed,
         "precision": precision,
@@ -985,10 +1065,15 @@ def _train(args):
     }
     if adversarial:
         config["adversarial"] = describe(adversarial, args.adversarial_batch_size)
+    if critic:
+        config["critic"] = {"network": critic.model.config, **describe(critic, args.critic_batch_size)} | {
+            "candidates": preset["candidates"]
+        }
     if strategy.cluster_resolver:
         of_all(strategy, 0.0)  # none still reads what is deleted here
     if writes():
-        modules.save_models(args.models, model, pixelcnn.model, config, mean.astype(np.float32))
+        mean = mean.astype(np.float32)
+        modules.save_models(args.models, model, pixelcnn.model, config, mean, critic and critic.model)
         shutil.rmtree(checkpoints)
     print(f"weights in {args.models}")
     return config if writes() else None

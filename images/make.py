@@ -73,7 +73,7 @@ def mean_slices(data):
 
 
 def beside_real(data, number=8):
-    """Draw real slices, faithful samples and sharp samples, all of the same levels in the head, none of them picked.
+    """Draw real slices, faithful samples and sharp samples, all of the same levels in the head, not picked by hand.
 
     The faithful models cannot be asked for a level, so that of each of their samples is read by a regression fitted to
     the training slices, and the others follow: test slices of people drawn by seed 0, sharp samples of these levels.
@@ -87,7 +87,8 @@ def beside_real(data, number=8):
     levels = np.clip(np.round(read).astype(int), 0, real.levels.max())
     vqvae, pixelcnn = modules.load_models(dataset.MODELS / "sharp")
     temperature = modules.load_temperature(dataset.MODELS / "sharp")
-    sharp = vqvae.decode(modules.sample(pixelcnn, number, 0, temperature, levels))
+    chosen_by = modules.load_critic(dataset.MODELS / "sharp")
+    sharp = vqvae.decode(modules.sample_best(vqvae, pixelcnn, *chosen_by, number, 0, temperature, levels))
     cases, level_of = dataset.owners(test.names)
     people = np.random.default_rng(0).permutation(np.unique(cases))[:number]
     chosen = [np.flatnonzero((cases == case) & (level_of == level))[0] for case, level in zip(people, levels)]

@@ -177,6 +177,7 @@ def program(tmp_path_factory):
     return Program(tmp_path_factory.mktemp("program"))
 
 
+STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of the sharp preset
 TRAINING = (
     "--vqvae-epochs",
     3,
@@ -203,8 +204,8 @@ def trained(program, miniature_zip):
 @pytest.fixture(scope="session")
 def sharp(program, miniature):
     """A folder of weights of the sharp preset, and the call that trained them but for --models."""
-    epochs = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
-    sizes = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-batch-size", 16)]
+    epochs = [part for stage in STAGES for part in (f"--{stage}-epochs", 2)]
+    sizes = [part for stage in STAGES for part in (f"--{stage}-batch-size", 16)]
     call = (
         "train.py",
         "--preset",

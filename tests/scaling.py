@@ -135,6 +135,18 @@ def stages():
         training = train.Training("PixelCNN", prior, content["pixelcnn_learning_rate"], {}, None)
         gradients = train.gradients_of(training, lambda *batch, prior=prior: train.pixelcnn_loss(prior, *batch))
         found[f"{preset}: PixelCNN"] = call(gradients, codes, levels), len(codes), size(prior)
+        if "critic" in content:
+            critic = modules.Critic(**content["critic"])
+            training = train.Training("critic", critic, content["critic_learning_rate"], {}, None)
+
+            used = train.as_used(vqvae)
+
+            def loss(images, codes, critic=critic, used=used):
+                return train.critic_loss(critic, used, used.quantizer.nearest(used.encoder(images)), codes)
+
+            images = made_up(flags["critic_batch_size"])
+            gradients = train.gradients_of(training, loss)
+            found[f"{preset}: critic"] = call(gradients, images, vqvae.encode(images)), len(images), size(critic)
     keras.config.set_dtype_policy("float32")
     return found
 

@@ -226,7 +226,8 @@ def test_models_are_measured_beside_real_slices(trained, program, miniature):
 
 
 def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, program, miniature):
-    results = evaluation(program, "--data", miniature, "--samples", 20, "--temperature", 0.7, 1)
+    results = evaluation(program, "--data", miniature, "--samples", 20, "--temperature", 0.7, 1, "--candidates", 2)
+    assert results["candidates"] == {"faithful": 1, "sharp": 2}
     generated = [f"{preset} generated at {t}" for preset in ("faithful", "sharp") for t in (0.7, 1)]
     reconstructed = ["faithful reconstructed", "sharp reconstructed"]
     assert list(results["figures"]) == [*generated, "held out", *reconstructed, "training halves"]
@@ -281,6 +282,9 @@ def test_what_cannot_be_measured_is_refused_in_one_line(trained, sharp, program,
     program.fails("evaluate.py", "--real", tmp_path, status=2)
     program.fails("evaluate.py", "--real", tmp_path, "--fake", tmp_path, "--tune", status=2)
     program.fails("evaluate.py", "--samples", "0", status=2)
+    program.fails("evaluate.py", "--real", tmp_path, "--fake", tmp_path, "--candidates", 2, status=2)
+    call = ("evaluate.py", "--preset", "faithful", "--data", miniature, "--candidates", 2, "--no-show")
+    assert "no critic" in program.fails(*call, status=2)
     program.fails("evaluate.py", "--temperature", "nan", status=2)
     empty = tmp_path / "empty"
     empty.mkdir()

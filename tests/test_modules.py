@@ -1,5 +1,6 @@
 """The networks against the tables, the papers and brute force; sampling; SSIM; sets of weights."""
 
+import argparse
 import itertools
 import json
 import shutil
@@ -428,6 +429,83 @@ def test_cached_sampling_of_many_codes_follows_the_model():
         cache.add(codes[:, row, column], row, column)
 
 
+def test_best_of_candidates_is_what_the_critic_finds_real():
+    pixelcnn, vqvae = make_gated(), make_vqvae(filters=(4, 4), bottleneck=4, num_embeddings=9)
+    vqvae.decode = lambda codes: codes  # so that the critic below sees the codes
+    levels = np.int32([3, 0, 1, 1, 2])
+
+    def critic(codes):
+        return codes.sum(axis=(1, 2)).astype(np.float32)
+
+    drawn = modules.sample(pixelcnn, 30, 3, 0.9, np.repeat(levels, 6)).reshape(5, 6, -1)
+    best = modules.sample_best(vqvae, pixelcnn, critic, 6, 5, 3, 0.9, levels)
+    np.testing.assert_array_equal(best.sum(axis=(1, 2)), drawn.sum(axis=2).max(axis=1))
+    np.testing.assert_array_equal(modules.sample_best(vqvae, pixelcnn, critic, 6, 2, 3, 0.9, levels[:2]), best[:2])
+    for asked in (levels, None):
+        alone = modules.sample_best(vqvae, pixelcnn, None, 1, 5, 3, 0.9, asked)
+        np.testing.assert_array_equal(alone, modules.sample(pixelcnn, 5, 3, 0.9, asked))
+    spread = modules.sample_best(vqvae, pixelcnn, critic, 2, 4, 3)  # over levels, not over candidates
+    drawn = modules.sample(pixelcnn, 8, 3, levels=np.repeat([0, 1, 2, 3], 2)).reshape(4, 2, -1)
+    np.testing.assert_array_equal(spread.sum(axis=(1, 2)), drawn.sum(axis=2).max(axis=1))
+
+
+def test_critic_sees_pixels_in_float32_whatever_the_policy():
+    images = brains(2) + np.random.default_rng(0).uniform(0, 2**-10, (2, 128, 128, 1)).astype(np.float32)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        critic = modules.Critic(filters=(4,), dropout=0.5)
+        seen = []
+        critic.features[0].call = lambda inputs: seen.append(inputs) or ops.zeros((2, 64, 64, 4))
+        logits = critic(images)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert logits.dtype == "float32"
+    detail = images - np.asarray(ops.average_pool(images, 3, strides=1, padding="same"))
+    np.testing.assert_allclose(np.float32(seen[0][..., 1:]), 16 * detail, rtol=2**-7, atol=2**-9)
+
+
+def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
+    vqvae = make_vqvae(num_embeddings=9)
+    pixelcnn = make_gated(grid=(8, 8))
+    images, levels, held_out = brains(8), np.arange(8) % 4, np.arange(8) % 4 == 3
+    monkeypatch.setitem(train.PRESETS["sharp"], "critic", {"filters": (4, 4), "dropout": 0.1})
+    args = argparse.Namespace(preset="sharp", seed=0, critic_epochs=2, critic_batch_size=4, resume=False)
+    asked = []
+
+    def sample(prior, num, seed, temperature, levels):
+        asked.extend(levels)
+        return np.random.default_rng(seed).integers(0, 9, (num, 8, 8), np.int32)
+
+    monkeypatch.setattr(modules, "sample", sample)
+    histories = []
+    for some in (images, np.where(held_out[:, None, None, None], -images, images)):
+        codes = vqvae.encode(some)
+        path = tmp_path / "critic.npz"
+        training = train.train_critic(vqvae, pixelcnn, some, codes, levels, held_out, {}, args, path)
+        histories.append([[epoch[key] for epoch in training.history] for key in ("loss", "validation_loss")])
+    assert sorted(asked[:6]) == [0, 0, 1, 1, 2, 2] and asked[6:8] == [3, 3]
+    assert histories[0][0] == histories[1][0] and histories[0][1] != histories[1][1]
+
+
+def test_critic_learns_which_codes_are_real():
+    """Real codes are of one half of a codebook here, drawn ones of the other, and so decode to other images."""
+    vqvae = make_vqvae()
+    critic = modules.Critic(filters=(8, 16), dropout=0.0)
+    real, false = (np.random.default_rng(0).integers(low, low + 64, (16, 8, 8), np.int32) for low in (0, 64))
+    vqvae.quantizer.codebook.assign(np.where(np.arange(128)[:, None] < 64, 1.0, -1.0) * np.ones(16, np.float32))
+    step = train.gradients_of(
+        train.Training("critic", critic, 1e-2, {}, None),
+        lambda *codes: train.critic_loss(critic, vqvae, *codes),
+    )
+    assert float(train.critic_loss(critic, vqvae, real, false)[1]["loss"]) == pytest.approx(np.log(2), abs=0.2)
+    for _ in range(60):
+        ((optimizer, gradients, variables),), _ = step(real, false)
+        optimizer.apply(gradients, variables)
+    figures = train.critic_loss(critic, vqvae, real, false)[1]
+    assert figures["loss"] < 0.1 and figures["accuracy"] == 1
+    assert (np.asarray(critic(vqvae.decode(real))) > 0).all() and (np.asarray(critic(vqvae.decode(false))) < 0).all()
+
+
 def test_levels_are_spread_evenly():
     pixelcnn = make_gated()
     assert modules.spread_levels(pixelcnn, 8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -496,7 +574,9 @@ def make_set(folder, vqvae, **changes):
     config = {"vqvae": {"network": vqvae.config}, "pixelcnn": {"network": None}, "data": {"held_out_cases": []}}
     pixelcnn = make_pixelcnn(**changes)
     config["pixelcnn"]["network"] = pixelcnn.config
-    modules.save_models(folder, vqvae, pixelcnn, config, brains().mean(axis=0))
+    critic = modules.Critic(filters=(4, 4), dropout=0.1)
+    config["critic"] = {"network": critic.config, "candidates": 3}
+    modules.save_models(folder, vqvae, pixelcnn, config, brains().mean(axis=0), critic)
     return pixelcnn
 
 
@@ -606,6 +686,16 @@ def other_trained_on(folder):
     (folder / modules.CONFIG).write_text(json.dumps(config))
 
 
+def lose_critic(folder):
+    (folder / modules.CRITIC_WEIGHTS).unlink()
+
+
+def other_prior_of_critic(folder):
+    config = json.loads((folder / modules.CONFIG).read_text())
+    config["critic"]["trained_on"] = "0" * 64
+    (folder / modules.CONFIG).write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
@@ -618,6 +708,8 @@ def other_trained_on(folder):
         (other_pixelcnn, "not the weights that config.json describes"),
         (other_vqvae, "not the weights that config.json describes"),
         (other_trained_on, "codes of another VQ-VAE"),
+        (lose_critic, "critic.weights.h5: missing"),
+        (other_prior_of_critic, "another PixelCNN"),
     ],
 )
 def test_weights_that_do_not_belong_are_refused(vqvae, tmp_path, damage, words):
@@ -639,11 +731,14 @@ def test_weights_that_do_not_belong_are_refused(vqvae, tmp_path, damage, words):
             model.save_weights(path)
     damage(tmp_path / "set")
 
+    def load():
+        return modules.load_models(tmp_path / "set"), modules.load_critic(tmp_path / "set")
+
     if words is None:
-        modules.load_models(tmp_path / "set")
+        assert load()[1][1] == 3
         return
     with pytest.raises(UserError, match=words) as caught:
-        modules.load_models(tmp_path / "set")
+        load()
     assert str(tmp_path / "set") in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SLICES, TRAINING, Program
+from conftest import ROOT, SLICES, STAGES, TRAINING, Program
 from PIL import Image
 
 import dataset
@@ -31,10 +31,10 @@ def assert_picture(path, shape=None):
 def weights(folder):
     """Every array of a set of weights."""
     arrays = {}
-    for name in ("vqvae.weights.h5", "pixelcnn.weights.h5"):
-        with h5py.File(folder / name) as file:
+    for path in folder.glob("*.weights.h5"):
+        with h5py.File(path) as file:
             file.visititems(
-                lambda key, item: arrays.__setitem__(name + key, item[()]) if hasattr(item, "shape") else None
+                lambda key, item: arrays.__setitem__(path.name + key, item[()]) if hasattr(item, "shape") else None
             )
     assert len(arrays) > 20
     return arrays
@@ -123,11 +123,13 @@ def test_sharp_training_resumes_in_every_stage_to_the_same_end(sharp, program):
     expected, call = sharp
     models = program.folder / "sharp_resumed"
     command = program.command(*call, models, "--resume")
-    for stage in ("VQ-VAE", "adversarial", "PixelCNN"):
+    stages = ("VQ-VAE", "adversarial", "PixelCNN", "critic")
+    for stage in stages:
         start_and_kill(program, command, f"{stage}, epoch 2/2")
     _, err = program.run(*call, models, "--resume")
-    assert all(f"{stage}: continuing after epoch" in err for stage in ("VQ-VAE", "adversarial", "PixelCNN"))
+    assert all(f"{stage}: continuing after epoch" in err for stage in stages)
     arrays = weights(models)
+    assert {name.split(".")[0] for name in arrays} == {"vqvae", "pixelcnn", "critic"}
     for name, array in weights(expected).items():
         np.testing.assert_array_equal(arrays[name], array)
 
@@ -143,7 +145,7 @@ def test_held_out_slices_reach_no_stage_of_the_sharp_preset(sharp, program, mini
     program.run(*call, tmp_path / "models", "--data", tmp_path)
     arrays = weights(tmp_path / "models")
     for name, array in weights(expected).items():
-        if "vqvae" in name:  # of the PixelCNN another epoch may be the best
+        if "vqvae" in name:  # of the others another epoch may be the best
             np.testing.assert_array_equal(arrays[name], array, err_msg=name)
     histories = [
         [epoch["loss"] for epoch in json.loads((folder / "config.json").read_text())["pixelcnn"]["history"]]
@@ -154,30 +156,38 @@ def test_held_out_slices_reach_no_stage_of_the_sharp_preset(sharp, program, mini
 
 def test_sharp_set_says_how_it_came_about(sharp, program):
     config = json.loads((sharp[0] / "config.json").read_text())
-    assert config["preset"] == "sharp" and config["data"]["held_out_from"] == ["vqvae", "adversarial", "pixelcnn"]
+    assert config["preset"] == "sharp" and config["data"]["held_out_from"] == list(STAGES)
     assert config["vqvae"]["history"][-1].keys() >= {"perplexity", "codes_in_use", "validation_ssim"}
     assert config["adversarial"]["history"][-1].keys() >= {"discriminator_loss", "validation_ssim", "sharpness"}
     assert config["pixelcnn"]["network"]["levels"] == SLICES
+    assert config["critic"]["history"][-1].keys() >= {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+    assert config["critic"]["candidates"] == 8
     assert_picture(program.folder / "outputs" / "adversarial_training_plot.png")
 
 
 def test_slices_of_levels_are_generated(sharp, trained, program):
-    program.run("predict.py", "generate", 3, "--preset", "sharp", "--level", 1, 6, "--seed", 0, "--no-show")
-    codes = np.load(program.folder / "outputs" / "codes.npy")
     import modules
 
-    expected = modules.sample(modules.load_models(sharp[0])[1], 3, 0, levels=[1, 6, 1])
-    np.testing.assert_array_equal(codes, expected)
-    assert not np.array_equal(codes, modules.sample(modules.load_models(sharp[0])[1], 3, 0, levels=[6, 1, 6]))
+    pixelcnn = modules.load_models(sharp[0])[1]
+    call = ("predict.py", "generate", 3, "--preset", "sharp", "--level", 1, 6, "--seed", 0, "--no-show")
+    program.run(*call, "--candidates", 1)
+    codes = np.load(program.folder / "outputs" / "codes.npy")
+    np.testing.assert_array_equal(codes, modules.sample(pixelcnn, 3, 0, levels=[1, 6, 1]))
+    assert not np.array_equal(codes, modules.sample(pixelcnn, 3, 0, levels=[6, 1, 6]))
+    program.run(*call)
+    vqvae, critic = modules.load_vqvae(sharp[0]), modules.load_critic(sharp[0])
+    expected = modules.sample_best(vqvae, pixelcnn, *critic, 3, 0, levels=[1, 6, 1])
+    np.testing.assert_array_equal(np.load(program.folder / "outputs" / "codes.npy"), expected)
+    assert "no critic" in program.fails("predict.py", "generate", "--candidates", 2, status=2)
     assert "0 to 7" in program.fails("predict.py", "generate", "--preset", "sharp", "--level", 8, status=2)
     assert "know no levels" in program.fails("predict.py", "generate", "--level", 1, status=2)
     assert "--adversarial-epochs" in program.fails("train.py", "--adversarial-epochs", 3, status=2)
 
 
-def test_checkpoint_that_continues_another_vqvae_is_not_taken_up(tmp_path, capsys):
-    def training(vqvae):
+def test_checkpoint_that_follows_other_networks_is_not_taken_up(tmp_path, capsys):
+    def training(follows):
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-        return train.Training("adversarial", model, 1e-3, {"vqvae": vqvae}, tmp_path / "adversarial.npz")
+        return train.Training("adversarial", model, 1e-3, {"follows": follows}, tmp_path / "adversarial.npz")
 
     training("one").finish_epoch({"loss": 1.0})
     again, other = training("one"), training("another")
