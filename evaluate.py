@@ -606,10 +606,13 @@ def read_slices(args):
     first = unseen[args.models[0]]
     if args.tune and any(np.any(others != first) for others in unseen.values()):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
-    made = {folder.name: use(folder, *critics[folder], training, unseen[folder], test, args) for folder in args.models}
+    real, held_out = some, test and pictures(test.images, test.names, dataset.owners(test.names)[1])
     if args.tune:
-        return some.take(~first), some.take(first), made
-    return some, pictures(test.images, test.names, dataset.owners(test.names)[1]), made
+        real, held_out = some.take(~first), some.take(first)
+    count = min(args.samples, len(held_out.grey), len(real.grey) // 2)  # checked before minutes of sampling
+    check_sizes(real, {"held out": held_out}, count, args.data or dataset.DATASET)
+    made = {folder.name: use(folder, *critics[folder], training, unseen[folder], test, args) for folder in args.models}
+    return real, held_out, made
 
 
 def use(folder, critic, candidates, training, unseen, test, args):

@@ -979,7 +979,9 @@ def load_critic(folder, candidates=None):
         raise UsageError(f"--candidates: the models in {folder} have no critic to choose; try --preset sharp")
     if config["critic"].get("trained_on") != config["pixelcnn"].get("sha256"):
         raise UserError(f"{folder}: its critic learned from another PixelCNN; run train.py")
-    critic = _load(Critic, _current(folder) / CRITIC_WEIGHTS, config["critic"])
+    critic = _load(
+        Critic, _current(folder) / CRITIC_WEIGHTS, config["critic"], "restore it or go without, by --candidates 1"
+    )
     return critic, candidates or config["critic"]["candidates"]
 
 
@@ -996,18 +998,18 @@ def load_temperature(folder):
     return load_config(folder)["pixelcnn"].get("temperature", 1.0)
 
 
-def _load(build, path, config):
+def _load(build, path, config, remedy="restore it or run train.py"):
     if not path.is_file():
-        raise UserError(f"{path}: missing; restore it or run train.py")
+        raise UserError(f"{path}: missing; {remedy}")
     try:
         model = build(**config["network"])
         model.load_weights(path)
     except OSError as error:
-        raise UserError(f"{path}: truncated or no weights file; restore it or run train.py") from error
+        raise UserError(f"{path}: truncated or no weights file; {remedy}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: does not fit the network in {CONFIG}; restore both or run train.py") from error
+        raise UserError(f"{path}: does not fit the network in {CONFIG}; {remedy}") from error
     if _sha256(path) != config.get("sha256"):
-        raise UserError(f"{path}: not the weights that {CONFIG} describes but of another training; restore it")
+        raise UserError(f"{path}: not the weights that {CONFIG} describes but of another training; {remedy}")
     return model
 
 

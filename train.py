@@ -99,7 +99,8 @@ PRESETS = {
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes."
+        description="Train the VQ-VAE on the training slices, then the PixelCNN on their codes. The sharp preset also "
+        "trains the VQ-VAE against a discriminator, and last a critic that chooses among samples."
     )
 
     def add(flag, meaning):

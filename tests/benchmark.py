@@ -324,8 +324,10 @@ def bench_loading(folder):
 def bench_start(folder):
     image = next((folder / "keras_png_slices_train").iterdir())
     with tempfile.TemporaryDirectory() as out:
+        generate = ("predict.py", "generate", "8", "--seed", "0", "--no-show", "--out", out)
         for what, arguments in (
-            ("predict.py generate 8", ("predict.py", "generate", "8", "--seed", "0", "--no-show", "--out", out)),
+            ("predict.py generate 8", generate),
+            ("the same with --preset sharp", (*generate, "--preset", "sharp")),
             ("predict.py reconstruct PATH", ("predict.py", "reconstruct", str(image), "--no-show", "--out", out)),
             *((f"{name} --help", (name, "--help")) for name in ("train.py", "predict.py", "ssim.py", "dataset.py")),
         ):
