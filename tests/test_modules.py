@@ -489,9 +489,9 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
 
 def test_critic_learns_which_codes_are_real():
     """Real codes are of one half of a codebook here, drawn ones of the other, and so decode to other images."""
-    vqvae = make_vqvae()
+    vqvae = make_vqvae(filters=(4, 4, 8, 8), bottleneck=8)
     critic = modules.Critic(filters=(8, 16), dropout=0.0)
-    real, false = (np.random.default_rng(0).integers(low, low + 64, (16, 8, 8), np.int32) for low in (0, 64))
+    real, false = (np.random.default_rng(0).integers(low, low + 64, (8, 8, 8), np.int32) for low in (0, 64))
     vqvae.quantizer.codebook.assign(np.where(np.arange(128)[:, None] < 64, 1.0, -1.0) * np.ones(16, np.float32))
     step = train.gradients_of(
         train.Training("critic", critic, 1e-2, {}, None),
