@@ -771,14 +771,19 @@ def gradients_of(training, loss):
     return gradients
 
 
-def means(evaluate, count):
-    """Figures of validation: the means over 0..count-1 of those that `evaluate` gives for each of its parts."""
-    figures = {}
+def beside_validation(totals, evaluate, count, describe, guess):
+    """An epoch's figures, of training (the `totals`) and of validation, and a line to print that ends in a `guess`.
+
+    Those of validation are the means over 0..count-1 of what `evaluate` gives for each of its parts. `describe` turns
+    loss and accuracy into words.
+    """
+    training, validation = {name: float(value) for name, value in totals.items()}, {}
     for part in parts(count):
         for name, value in evaluate(part).items():
-            share_of_all = (part.stop - part.start) / count
-            figures[f"validation_{name}"] = figures.get(f"validation_{name}", 0.0) + share_of_all * float(value)
-    return figures
+            validation[name] = validation.get(name, 0.0) + (part.stop - part.start) / count * float(value)
+    said = [describe(side["loss"], side["accuracy"]) for side in (training, validation)]
+    figures = training | {f"validation_{name}": value for name, value in validation.items()}
+    return figures, f"  training: {said[0]}; validation: {said[1]}; {guess}"
 
 
 def pixelcnn_loss(model, codes, levels, training=True):
@@ -835,14 +840,13 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
         return pixelcnn_loss(model, grids, levels)
 
     def summarise(totals):
-        figures = {name: float(value) for name, value in totals.items()}
-        figures |= means(lambda part: evaluate(codes[unseen[part]], levels[unseen[part]]), len(unseen))
-        line = "  " + "; ".join(
-            f"{side}: loss {figures[prefix + 'loss']:.4f} ({figures[prefix + 'loss'] / math.log(2):.3f} bits a code), "
-            f"accuracy {figures[prefix + 'accuracy']:.3f}"
-            for side, prefix in (("training", ""), ("validation", "validation_"))
+        return beside_validation(
+            totals,
+            lambda part: evaluate(codes[unseen[part]], levels[unseen[part]]),
+            len(unseen),
+            lambda loss, accuracy: f"loss {loss:.4f} ({loss / math.log(2):.3f} bits a code), accuracy {accuracy:.3f}",
+            f"a uniform guess: {math.log2(args.embeddings):g} bits",
         )
-        return figures, f"{line}; a uniform guess: {math.log2(args.embeddings):g} bits"
 
     if args.resume:
         training.restore()
@@ -900,13 +904,13 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
         return critic_loss(model, vqvae, vqvae.quantizer.nearest(vqvae.encoder(items)), samples)
 
     def summarise(totals):
-        figures = {name: float(value) for name, value in totals.items()}
-        figures |= means(lambda part: evaluate(codes[unseen[part]], sampled_unseen[part]), len(unseen))
-        line = "  " + "; ".join(
-            f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart"
-            for side, prefix in (("training", ""), ("validation", "validation_"))
+        return beside_validation(
+            totals,
+            lambda part: evaluate(codes[unseen[part]], sampled_unseen[part]),
+            len(unseen),
+            lambda loss, accuracy: f"loss {loss:.4f}, {accuracy:.1%} told apart",
+            "a guess: 0.6931, 50%",
         )
-        return figures, f"{line}; a guess: 0.6931, 50%"
 
     if args.resume:
         training.restore()
