@@ -74,6 +74,7 @@ FIGURES = {  # what the scripts draw, beside images that they write
     "vqvae": "vqvae_training_plot.png",
     "adversarial": "adversarial_training_plot.png",
     "pixelcnn": "pixelcnn_training_plot.png",
+    "critic": "critic_training_plot.png",
 }
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CACHE = 2**30  # bytes of slices, or of their codes, that are kept in memory

@@ -559,11 +559,13 @@ def draw_distances(plt, correlations):
 
 
 def read_folders(args):
-    """The real slices but for a tenth of their groups, that tenth, and the fake ones, from folders of images."""
+    """The real slices but for a tenth of their groups, that tenth, the fake ones, and how many of each to compare."""
     real, fake = (dataset.load_folder(folder) for folder in (args.real, args.fake))
     real, fake = pictures(*real[:2]), pictures(*fake[:2])
     held_out = np.isin(real.groups, dataset.hold_out(real.groups, 0.1, args.seed))
-    return real.take(~held_out), real.take(held_out), {"generated": fake}
+    real, held_out = real.take(~held_out), real.take(held_out)
+    sets = {"reference": real, "held out": held_out, "generated": fake}
+    return real, held_out, {"generated": fake}, number_compared(sets, len(fake.grey), f"{args.real}, {args.fake}")
 
 
 class Made(NamedTuple):
@@ -577,7 +579,7 @@ class Made(NamedTuple):
 
 
 def read_slices(args):
-    """The reference slices, held-out ones, and what each set of models makes: {name: Made}.
+    """The reference slices, held-out ones, what each set of models makes {name: Made}, and how many of each to compare.
 
     Raises UserError where models or slices are missing, or these are not those that the models were trained on while
     the held-out cases among them are asked for.
@@ -609,10 +611,10 @@ def read_slices(args):
     real, held_out = some, test and pictures(test.images, test.names, dataset.owners(test.names)[1])
     if args.tune:
         real, held_out = some.take(~first), some.take(first)
-    count = min(args.samples, len(held_out.grey), len(real.grey) // 2)  # checked before minutes of sampling
-    check_sizes(real, {"held out": held_out}, count, args.data or dataset.DATASET)
+    sets = {"reference": real, "held out": held_out}
+    count = number_compared(sets, args.samples, args.data or dataset.DATASET)  # before minutes of sampling
     made = {folder.name: use(folder, *critics[folder], training, unseen[folder], test, args) for folder in args.models}
-    return real, held_out, made
+    return real, held_out, made, count
 
 
 def use(folder, critic, candidates, training, unseen, test, args):
@@ -654,9 +656,13 @@ def use(folder, critic, candidates, training, unseen, test, args):
     return Made(generated, candidates, reconstructed, repeated, judge_prior(pixelcnn, sets))
 
 
-def check_sizes(real, sets, count, where):
-    """Raise UserError where sets of slices are too small, or of too few people, to measure `count` of each."""
-    for name, some in {"reference": real, **sets}.items():
+def number_compared(sets, samples, where):
+    """How many slices to compare of samples and of each set {name: Pictures}: what all have, and the reference twice.
+
+    Raises UserError where that is too few, or of too few people, to measure anything.
+    """
+    count = min(samples, len(sets["reference"].grey) // 2, *(len(some.grey) for some in sets.values()))
+    for name, some in sets.items():
         slices_of = np.unique(some.groups, return_counts=True)[1]
         needed = max(2 * NEIGHBOURS, slices_of.max() + NEIGHBOURS)  # of each slice, neighbours of other people
         if count < needed:
@@ -665,6 +671,7 @@ def check_sizes(real, sets, count, where):
                 f"a person, {needed} of several people are needed, of the samples and of the held-out tenth of real "
                 "ones too"
             )
+    return count
 
 
 def table(columns):
@@ -705,14 +712,11 @@ def main():
 
     if args.real:
         made, repeated, reconstructed = {}, {}, {}
-        real, held_out, generated = read_folders(args)
+        real, held_out, generated, count = read_folders(args)
     else:
-        real, held_out, made = read_slices(args)
+        real, held_out, made, count = read_slices(args)
         generated, reconstructed, repeated = columns_of(made, args.temperature)
     sets = {**generated, "held out": held_out, **reconstructed}
-    count = min(len(some.grey) for some in sets.values())
-    count = min(count, len(real.grey) // 2)
-    check_sizes(real, sets, count, f"{args.real}, {args.fake}" if args.real else args.data or dataset.DATASET)
     judge = Judge(real, held_out, count, args.seed)
     figures, found = {}, {}
     for name, some in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):

@@ -82,7 +82,7 @@ def level(text):
 
 
 def reconstruct(args):
-    """Encode and decode the images that were named; writes each reconstruction, returns the figure's panels."""
+    """Encode and decode the images that were named; writes each reconstruction, returns what `draw` takes."""
     names, images = random_slices(args) if args.random else named_images(args.paths)
     import modules
 
@@ -94,7 +94,7 @@ def reconstruct(args):
         dataset.save_image(path, reconstruction)
         print(path)
     pictures = code_pictures(codes, vqvae.config["num_embeddings"])
-    return {"original": grey(images), "codes": pictures, "reconstruction": grey(reconstructions)}
+    return {"original": grey(images), "codes": pictures, "reconstruction": grey(reconstructions)}, []
 
 
 def random_slices(args):
@@ -117,7 +117,7 @@ def named_images(paths):
 
 
 def generate(args):
-    """Draw args.num grids of codes and decode them; writes slices and codes, returns the figure's panels."""
+    """Draw args.num grids of codes and decode them; writes slices and codes, returns what `draw` takes."""
     from tqdm import tqdm
 
     import modules
@@ -138,13 +138,17 @@ def generate(args):
     print(f"{args.out / 'generated_000.png'}" + (f" to generated_{args.num - 1:03}.png" if args.num > 1 else ""))
     print(args.out / "codes.npy")
     shown = codes[:SHOWN]
-    return {"codes": code_pictures(shown, vqvae.config["num_embeddings"]), "decoded": grey(vqvae.decode(shown))}
+    labels = [f"level {level}" for level in levels[:SHOWN]] if pixelcnn.levels else []
+    pictures = code_pictures(shown, vqvae.config["num_embeddings"])
+    return {"codes": pictures, "decoded": grey(vqvae.decode(shown))}, labels
 
 
 def choose_levels(args, pixelcnn):
-    """Levels (args.num,) of the slices to generate, or None where they were left out."""
+    """Levels (args.num,) of the slices to generate: those asked for, or where they were left out, all."""
+    import modules
+
     if args.level is None:
-        return None
+        return modules.spread_levels(pixelcnn, args.num)
     if pixelcnn.levels is None:
         raise UsageError(f"--level: the models in {args.models} know no levels; leave it out, or try --preset sharp")
     if max(args.level) >= pixelcnn.levels:
@@ -179,8 +183,11 @@ def code_pictures(codes, num_embeddings):
     return colours[:, rows][:, :, columns]
 
 
-def draw(plt, panels):
-    """One figure of {title: pictures (N, PANEL, PANEL, 3)}: an item's pictures side by side, items in rows."""
+def draw(plt, panels, labels):
+    """One figure of {title: pictures (N, PANEL, PANEL, 3)}: an item's pictures side by side, items in rows.
+
+    The labels, if any, are written into the last picture of each item.
+    """
     items = np.stack(list(panels.values()), axis=1)
     number, wide = items.shape[:2]
     across = 1 if number <= 4 else 2 if number <= 16 else 4
@@ -194,6 +201,9 @@ def draw(plt, panels):
     axes = figure.add_axes((0, 0, 1, down * INCHES / (down * INCHES + 0.3)))
     axes.imshow(mosaic)
     axes.axis("off")
+    for item, label in enumerate(labels):
+        top, left = item // across * step, (item % across * wide + wide - 1) * step
+        axes.text(left + GAP, top + GAP, label, ha="left", va="top", color="white", fontsize=7)
     for column, title in enumerate(list(panels) * min(across, number)):
         axes.text(column * step + PANEL / 2, -GAP, title, ha="center", va="bottom")
     return figure
@@ -202,9 +212,9 @@ def draw(plt, panels):
 def main():
     args = parse_arguments()
     dataset.make_folder(args.out)
-    panels = {"reconstruct": reconstruct, "generate": generate}[args.command](args)
+    panels, labels = {"reconstruct": reconstruct, "generate": generate}[args.command](args)
     plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(draw(plt, panels), args.out / dataset.FIGURES[args.command])
+    dataset.save_figure(draw(plt, panels, labels), args.out / dataset.FIGURES[args.command])
     dataset.show_figures(plt)
 
 

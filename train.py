@@ -874,6 +874,7 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
     bool, and as many samples, validate.
     """
     import keras
+    from tqdm import tqdm
 
     import modules
     from modules import tf
@@ -884,9 +885,10 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
     settings = settings | {"batch_size": args.critic_batch_size, "epochs": args.critic_epochs}
     settings["follows"] = digest([*vqvae.weights, *pixelcnn.weights])
     print(f"critic: drawing {len(some) + len(unseen):,} samples", flush=True)
+    progress = functools.partial(tqdm, unit="batch", leave=False, disable=None)
     sampled_levels = levels[np.concatenate([some, unseen])]
     seed = (args.seed, 1)  # what no --seed draws later: the critic knows these samples
-    sampled = modules.sample(pixelcnn, len(sampled_levels), seed, preset["temperature"], sampled_levels)
+    sampled = modules.sample(pixelcnn, len(sampled_levels), seed, preset["temperature"], sampled_levels, progress)
     sampled, sampled_unseen = np.split(sampled, [len(some)])
     keras.utils.set_random_seed(args.seed)
     model = modules.Critic(**preset["critic"])
@@ -951,15 +953,15 @@ def plot_adversarial(plt, history):
     return figure
 
 
-def plot_pixelcnn(plt, history, best_epoch):
-    """Loss and accuracy of the PixelCNN on training and validation grids, by epoch, the kept epoch marked."""
+def plot_accuracy(plt, history, best_epoch, name, units):
+    """Loss and accuracy, in their units, of a model in training and validation, by epoch, the kept epoch marked."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4))
     epochs = range(1, len(history) + 1)
-    for panel, name, unit in zip(panels, ("loss", "accuracy"), ("nats a code", "share of codes")):
+    for panel, figure_name, unit in zip(panels, ("loss", "accuracy"), units):
         for prefix, label in (("", "training"), ("validation_", "validation")):
-            panel.plot(epochs, [epoch[prefix + name] for epoch in history], marker=".", label=label)
+            panel.plot(epochs, [epoch[prefix + figure_name] for epoch in history], marker=".", label=label)
         panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
-        panel.set(title=f"PixelCNN {name}", xlabel="epoch", ylabel=unit)
+        panel.set(title=f"{name} {figure_name}", xlabel="epoch", ylabel=unit)
         panel.legend()
     return figure
 
@@ -1155,8 +1157,14 @@ def main():
     if "adversarial" in config:
         figure = plot_adversarial(plt, config["adversarial"]["history"])
         dataset.save_figure(figure, args.out / dataset.FIGURES["adversarial"])
-    history, best_epoch = config["pixelcnn"]["history"], config["pixelcnn"]["best_epoch"]
-    dataset.save_figure(plot_pixelcnn(plt, history, best_epoch), args.out / dataset.FIGURES["pixelcnn"])
+    kept_best = {
+        "pixelcnn": ("PixelCNN", "nats a code", "share of codes"),
+        "critic": ("Critic", "nats", "share of slices"),
+    }
+    for stage, (name, *units) in kept_best.items():
+        if stage in config:
+            figure = plot_accuracy(plt, config[stage]["history"], config[stage]["best_epoch"], name, units)
+            dataset.save_figure(figure, args.out / dataset.FIGURES[stage])
     dataset.show_figures(plt)
 
 

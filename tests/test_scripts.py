@@ -151,7 +151,7 @@ def test_held_out_slices_reach_no_stage_of_the_sharp_preset(sharp, program, mini
         [epoch["loss"] for epoch in json.loads((folder / "config.json").read_text())["pixelcnn"]["history"]]
         for folder in (expected, tmp_path / "models")
     ]
-    assert histories[0] == histories[1]
+    np.testing.assert_allclose(*histories, rtol=1e-6)  # of a leak, a hundredth
 
 
 def test_sharp_set_says_how_it_came_about(sharp, program):
@@ -162,7 +162,8 @@ def test_sharp_set_says_how_it_came_about(sharp, program):
     assert config["pixelcnn"]["network"]["levels"] == SLICES
     assert config["critic"]["history"][-1].keys() >= {"loss", "accuracy", "validation_loss", "validation_accuracy"}
     assert config["critic"]["candidates"] == 8
-    assert_picture(program.folder / "outputs" / "adversarial_training_plot.png")
+    for stage in ("adversarial", "critic"):
+        assert_picture(program.folder / "outputs" / f"{stage}_training_plot.png")
 
 
 def test_slices_of_levels_are_generated(sharp, trained, program):
