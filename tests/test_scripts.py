@@ -151,7 +151,7 @@ def test_held_out_slices_reach_no_stage_of_the_sharp_preset(sharp, program, mini
         [epoch["loss"] for epoch in json.loads((folder / "config.json").read_text())["pixelcnn"]["history"]]
         for folder in (expected, tmp_path / "models")
     ]
-    np.testing.assert_allclose(*histories, rtol=1e-6)  # of a leak, a hundredth
+    np.testing.assert_allclose(*histories, rtol=1e-5)  # one held-out case among them: 5e-3
 
 
 def test_sharp_set_says_how_it_came_about(sharp, program):
