@@ -472,7 +472,7 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
     args = argparse.Namespace(preset="sharp", seed=0, critic_epochs=2, critic_batch_size=4, resume=False)
     asked = []
 
-    def sample(prior, num, seed, temperature, levels):
+    def sample(prior, num, seed, temperature, levels, progress):
         asked.extend(levels)
         return np.random.default_rng(seed).integers(0, 9, (num, 8, 8), np.int32)
 
