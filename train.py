@@ -36,6 +36,7 @@ import dataset
 from dataset import UserError, note, positive, written
 
 COMMITMENT_COST = 0.25
+FEW_STEPS = 500  # of the VQ-VAE: of ten people's slices, 90 taught it little, and 1,000 much
 DRAWN = 10_000  # samples that the critic learns from, at most
 # The networks, how they are trained, and the defaults of the flags. Augmented: by mirror images, with a learning rate
 # that falls along a cosine, and the held-out cases in no stage; else these are held out from the PixelCNN alone.
@@ -1014,6 +1015,12 @@ def _train(args):
     held_out = dataset.hold_out(cases, args.validation_share, args.seed)
     unseen = np.isin(cases, held_out)
     mean, variance = moments(images, np.flatnonzero(~unseen) if preset["augmented"] else np.arange(count))
+    steps = args.vqvae_epochs * -(-count // args.vqvae_batch_size)
+    if steps < FEW_STEPS:
+        note(
+            f"note: {count:,} slices make {steps} training steps of the VQ-VAE, which are few; a smaller "
+            "--vqvae-batch-size and more --vqvae-epochs make more"
+        )
     if variance == 0:
         raise UserError("all training slices are one constant; nothing can be learned from them")
     if "gated_layers" in preset["pixelcnn"]:

@@ -198,6 +198,7 @@ def trained(program, miniature_zip):
     with serve(miniature_zip) as server:
         _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
+    assert "note: 192 slices make 36 training steps" in stderr
     return program.folder / "trained_models" / "faithful"
 
 
