@@ -198,7 +198,8 @@ def trained(program, miniature_zip):
     with serve(miniature_zip) as server:
         _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
-    assert "note: 192 slices make 36 training steps" in stderr
+    steps = 3 * -(-6 * SLICES // 16)
+    assert f"note: {6 * SLICES} slices make {steps} training steps" in stderr
     return program.folder / "trained_models" / "faithful"
 
 
