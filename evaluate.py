@@ -5,7 +5,7 @@
     python evaluate.py --real DIR --fake DIR  any two folders of images
 
 All sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures
-are the floor that nobody can beat; and the reconstructions of these, which are as good as a decoder can make them.
+say what is real; and the reconstructions of these, which are as good as a decoder can make them.
 Writes evaluation.json, nearest.png (training slices: not to be published) and nearest_distances.png; with several
 temperatures also temperatures.png, the curve of fidelity against variety.
 
@@ -587,10 +587,10 @@ def read_slices(args):
     import modules
 
     configs = {folder: modules.load_config(folder) for folder in args.models}
-    chosen_by = [folder for folder, config in configs.items() if "critic" in config]
-    critics = {  # of several models, those without a critic have one candidate whatever is asked
-        folder: modules.load_critic(folder, None if chosen_by and folder not in chosen_by else args.candidates)
-        for folder in args.models
+    any_critic = any("critic" in config for config in configs.values())
+    critics = {  # beside models with a critic, those without have one candidate whatever is asked
+        folder: modules.load_critic(folder, args.candidates if "critic" in config or not any_critic else None)
+        for folder, config in configs.items()
     }
     test = None if args.tune else dataset.load_split("test", args.data, args.url)
     training = dataset.load_split("train", args.data, args.url)
@@ -608,9 +608,10 @@ def read_slices(args):
     first = unseen[args.models[0]]
     if args.tune and any(np.any(others != first) for others in unseen.values()):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
-    real, held_out = some, test and pictures(test.images, test.names, dataset.owners(test.names)[1])
     if args.tune:
         real, held_out = some.take(~first), some.take(first)
+    else:
+        real, held_out = some, pictures(test.images, test.names, dataset.owners(test.names)[1])
     sets = {"reference": real, "held out": held_out}
     count = number_compared(sets, args.samples, args.data or dataset.DATASET)  # before minutes of sampling
     made = {folder.name: use(folder, *critics[folder], training, unseen[folder], test, args) for folder in args.models}
@@ -657,7 +658,7 @@ def use(folder, critic, candidates, training, unseen, test, args):
 
 
 def number_compared(sets, samples, where):
-    """How many slices to compare of samples and of each set {name: Pictures}: what all have, and the reference twice.
+    """How many slices of each set {name: Pictures} to compare with as many samples: at most half the reference.
 
     Raises UserError where that is too few, or of too few people, to measure anything.
     """

@@ -13,8 +13,8 @@ Critic that chooses among the samples of this.
     Azadi et al. 2019, Discriminator Rejection Sampling, arXiv 1810.06758                      (critic)
     Wang et al. 2004, Image Quality Assessment, IEEE Transactions on Image Processing 13(4)    (SSIM)
 
-Every constructor argument of a network lands in the config.json beside its weights, so `load_vqvae(folder)` and
-`load_pixelcnn(folder)` need no other argument.
+Every constructor argument of a network lands in the config.json beside its weights, so `load_vqvae`,
+`load_models` and `load_critic` need no more than the folder.
 """
 
 import contextlib
@@ -364,11 +364,10 @@ def _detail(images):
 class Critic(keras.Model):
     """Tells a prior's samples from real slices, both decoded, so that of several samples the most real can be kept.
 
-    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32: where it has learned all
-    there is to learn, the logarithm of how much oftener an image is a real slice's than a sample's. As in rejection
-    sampling by a discriminator (Azadi et al. 2019, arXiv 1810.06758) or by a classifier (Razavi et al. 2019, VQ-VAE-2,
-    arXiv 1906.00446), but of real slices it sees what the VQ-VAE makes of them, and so looks for the prior's mistakes
-    rather than the decoder's.
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32: at the optimum, the log
+    density ratio of real slices to samples. Discriminators (Azadi et al. 2019, arXiv 1810.06758) and classifiers
+    (Razavi et al. 2019, VQ-VAE-2, arXiv 1906.00446) have rejected samples before, but of real slices this sees what the
+    VQ-VAE makes of them, and so looks for the prior's mistakes rather than the decoder's.
     """
 
     def __init__(self, *, filters, dropout, **kwargs):
@@ -689,12 +688,12 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
 def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
     """Draw code indices (num, h, w) int32: of `candidates` from `sample` for each slice, the critic's most real.
 
-    Without a critic (None) it is `sample`, whose arguments the others are.
+    Without a critic (None) it is `sample`, whose arguments the others are, and whose promises hold here too.
     """
+    if critic is None:
+        return sample(pixelcnn, num, seed, temperature, levels, progress)
     levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
     drawn = sample(pixelcnn, num * candidates, seed, temperature, np.repeat(levels, candidates), progress)
-    if critic is None:
-        return drawn
     logits = in_batches(lambda codes: critic(vqvae.decode(codes)), drawn).reshape(num, candidates)
     return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), logits.argmax(axis=1)]
 
@@ -977,11 +976,10 @@ def load_critic(folder, candidates=None):
         return None, 1
     if "critic" not in config:
         raise UsageError(f"--candidates: the models in {folder} have no critic to choose; try --preset sharp")
+    remedy = "restore the set, or go without the critic: --candidates 1"
     if config["critic"].get("trained_on") != config["pixelcnn"].get("sha256"):
-        raise UserError(f"{folder}: its critic learned from another PixelCNN; run train.py")
-    critic = _load(
-        Critic, _current(folder) / CRITIC_WEIGHTS, config["critic"], "restore it or go without, by --candidates 1"
-    )
+        raise UserError(f"{folder}: its critic learned from another PixelCNN; {remedy}")
+    critic = _load(Critic, _current(folder) / CRITIC_WEIGHTS, config["critic"], remedy)
     return critic, candidates or config["critic"]["candidates"]
 
 

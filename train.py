@@ -36,7 +36,8 @@ import dataset
 from dataset import UserError, note, positive, written
 
 COMMITMENT_COST = 0.25
-FEW_STEPS = 500  # of the VQ-VAE: of ten people's slices, 90 taught it little, and 1,000 much
+FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little, and 1,200 much
+SIDES = (("training", ""), ("validation", "validation_"))  # of an epoch's figures: name, and how their keys begin
 DRAWN = 10_000  # samples that the critic learns from, at most
 # The networks, how they are trained, and the defaults of the flags. Augmented: by mirror images, with a learning rate
 # that falls along a cosine, and the held-out cases in no stage; else these are held out from the PixelCNN alone.
@@ -555,14 +556,19 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         "batch_size": args.vqvae_batch_size,
     }
     seen, unseen, used = np.arange(len(images)), [], None
-    steps = None
     if preset["augmented"]:
         seen, unseen, used = np.flatnonzero(~held_out), np.flatnonzero(held_out), as_used(model)
         # to learn the mean first would overshoot, and cost the decoder many of its units
         model.decoder.layers[-1].bias.assign([mean])
         settings["epochs"] = args.vqvae_epochs
-        steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
-    training = Training("VQ-VAE", model, preset["vqvae_learning_rate"], settings, path, steps=steps)
+    steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
+    if steps < FEW_STEPS and writes():
+        note(
+            f"note: {len(seen):,} slices make {steps} training steps of the VQ-VAE, which are few; a smaller "
+            "--vqvae-batch-size and more --vqvae-epochs make more"
+        )
+    rate, falls_over = preset["vqvae_learning_rate"], steps if preset["augmented"] else None
+    training = Training("VQ-VAE", model, rate, settings, path, steps=falls_over)
 
     def read(chosen, chances):
         some = images[seen[chosen]]
@@ -772,19 +778,14 @@ def gradients_of(training, loss):
     return gradients
 
 
-def beside_validation(totals, evaluate, count, describe, guess):
-    """An epoch's figures, of training (the `totals`) and of validation, and a line to print that ends in a `guess`.
-
-    Those of validation are the means over 0..count-1 of what `evaluate` gives for each of its parts. `describe` turns
-    loss and accuracy into words.
-    """
-    training, validation = {name: float(value) for name, value in totals.items()}, {}
+def with_validation(totals, evaluate, count):
+    """An epoch's figures: the `totals`, and the means over 0..count-1 of what `evaluate` gives for each part."""
+    figures = {name: float(value) for name, value in totals.items()}
+    figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
     for part in parts(count):
         for name, value in evaluate(part).items():
-            validation[name] = validation.get(name, 0.0) + (part.stop - part.start) / count * float(value)
-    said = [describe(side["loss"], side["accuracy"]) for side in (training, validation)]
-    figures = training | {f"validation_{name}": value for name, value in validation.items()}
-    return figures, f"  training: {said[0]}; validation: {said[1]}; {guess}"
+            figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
+    return figures
 
 
 def pixelcnn_loss(model, codes, levels, training=True):
@@ -841,13 +842,13 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
         return pixelcnn_loss(model, grids, levels)
 
     def summarise(totals):
-        return beside_validation(
-            totals,
-            lambda part: evaluate(codes[unseen[part]], levels[unseen[part]]),
-            len(unseen),
-            lambda loss, accuracy: f"loss {loss:.4f} ({loss / math.log(2):.3f} bits a code), accuracy {accuracy:.3f}",
-            f"a uniform guess: {math.log2(args.embeddings):g} bits",
-        )
+        figures = with_validation(totals, lambda part: evaluate(codes[unseen[part]], levels[unseen[part]]), len(unseen))
+        said = [
+            f"{side}: loss {(nats := figures[key + 'loss']):.4f} ({nats / math.log(2):.3f} bits a code), "
+            f"accuracy {figures[key + 'accuracy']:.3f}; "
+            for side, key in SIDES
+        ]
+        return figures, f"  {''.join(said)}a uniform guess: {math.log2(args.embeddings):g} bits"
 
     if args.resume:
         training.restore()
@@ -858,7 +859,10 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
 
 
 def critic_loss(critic, vqvae, codes, samples, training=True):
-    """The loss of a Critic, 0.693 where it knows nothing, and its figures, on real codes (N, h, w) and samples."""
+    """The loss of a Critic, and its figures, on codes (N, h, w) of slices and as many samples (N, h, w).
+
+    It is the binary cross-entropy, log 2 where the critic knows nothing.
+    """
     from keras import ops
 
     images = vqvae.paint(vqvae.quantizer.lookup(ops.concatenate([codes, samples])))
@@ -881,16 +885,16 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
     from modules import tf
 
     preset, draws = PRESETS[args.preset], np.random.default_rng(args.seed)
-    seen, unseen = (draws.permutation(np.flatnonzero(some)) for some in (~held_out, held_out))
-    some, unseen = seen[:DRAWN], unseen[: DRAWN // 10]
+    seen, unseen = (draws.permutation(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
+    unseen = unseen[: DRAWN // 10]  # of whatever people, for the order is random
     settings = settings | {"batch_size": args.critic_batch_size, "epochs": args.critic_epochs}
     settings["follows"] = digest([*vqvae.weights, *pixelcnn.weights])
-    print(f"critic: drawing {len(some) + len(unseen):,} samples", flush=True)
-    progress = functools.partial(tqdm, unit="batch", leave=False, disable=None)
-    sampled_levels = levels[np.concatenate([some, unseen])]
+    imitated = np.concatenate([seen[:DRAWN], unseen])  # by a sample of the same level each
+    print(f"critic: drawing {len(imitated):,} samples", flush=True)
+    progress = functools.partial(tqdm, unit="batch", leave=False, disable=None if writes() else True)
     seed = (args.seed, 1)  # what no --seed draws later: the critic knows these samples
-    sampled = modules.sample(pixelcnn, len(sampled_levels), seed, preset["temperature"], sampled_levels, progress)
-    sampled, sampled_unseen = np.split(sampled, [len(some)])
+    sampled = modules.sample(pixelcnn, len(imitated), seed, preset["temperature"], levels[imitated], progress)
+    sampled, sampled_unseen = np.split(sampled, [len(imitated) - len(unseen)])
     keras.utils.set_random_seed(args.seed)
     model = modules.Critic(**preset["critic"])
     rate, steps = preset["critic_learning_rate"], args.critic_epochs * -(-len(seen) // args.critic_batch_size)
@@ -900,20 +904,19 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
         lambda *batch: critic_loss(model, vqvae, *batch, training=False)[1], input_signature=[grids, grids]
     )
 
-    def read(chosen, chances):  # not moved: of what the prior learned, that is the less real
+    def read(chosen, chances):  # not moved: so the critic undoes what that taught the prior
         return mirrored(images[seen[chosen]], chances), sampled[chosen % len(sampled)]
 
     def loss(items, samples):
         return critic_loss(model, vqvae, vqvae.quantizer.nearest(vqvae.encoder(items)), samples)
 
     def summarise(totals):
-        return beside_validation(
-            totals,
-            lambda part: evaluate(codes[unseen[part]], sampled_unseen[part]),
-            len(unseen),
-            lambda loss, accuracy: f"loss {loss:.4f}, {accuracy:.1%} told apart",
-            "a guess: 0.6931, 50%",
-        )
+        figures = with_validation(totals, lambda part: evaluate(codes[unseen[part]], sampled_unseen[part]), len(unseen))
+        said = [
+            f"{side}: loss {figures[key + 'loss']:.4f}, {figures[key + 'accuracy']:.1%} told apart; "
+            for side, key in SIDES
+        ]
+        return figures, f"  {''.join(said)}a guess: {math.log(2):.4f}, 50%"
 
     if args.resume:
         training.restore()
@@ -958,11 +961,11 @@ def plot_accuracy(plt, history, best_epoch, name, units):
     """Loss and accuracy, in their units, of a model in training and validation, by epoch, the kept epoch marked."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4))
     epochs = range(1, len(history) + 1)
-    for panel, figure_name, unit in zip(panels, ("loss", "accuracy"), units):
-        for prefix, label in (("", "training"), ("validation_", "validation")):
-            panel.plot(epochs, [epoch[prefix + figure_name] for epoch in history], marker=".", label=label)
+    for panel, quantity, unit in zip(panels, ("loss", "accuracy"), units):
+        for side, key in SIDES:
+            panel.plot(epochs, [epoch[key + quantity] for epoch in history], marker=".", label=side)
         panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
-        panel.set(title=f"{name} {figure_name}", xlabel="epoch", ylabel=unit)
+        panel.set(title=f"{name} {quantity}", xlabel="epoch", ylabel=unit)
         panel.legend()
     return figure
 
@@ -1015,12 +1018,6 @@ def _train(args):
     held_out = dataset.hold_out(cases, args.validation_share, args.seed)
     unseen = np.isin(cases, held_out)
     mean, variance = moments(images, np.flatnonzero(~unseen) if preset["augmented"] else np.arange(count))
-    steps = args.vqvae_epochs * -(-count // args.vqvae_batch_size)
-    if steps < FEW_STEPS:
-        note(
-            f"note: {count:,} slices make {steps} training steps of the VQ-VAE, which are few; a smaller "
-            "--vqvae-batch-size and more --vqvae-epochs make more"
-        )
     if variance == 0:
         raise UserError("all training slices are one constant; nothing can be learned from them")
     if "gated_layers" in preset["pixelcnn"]:

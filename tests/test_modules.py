@@ -442,8 +442,9 @@ def test_best_of_candidates_is_what_the_critic_finds_real():
     np.testing.assert_array_equal(best.sum(axis=(1, 2)), drawn.sum(axis=2).max(axis=1))
     np.testing.assert_array_equal(modules.sample_best(vqvae, pixelcnn, critic, 6, 2, 3, 0.9, levels[:2]), best[:2])
     for asked in (levels, None):
-        alone = modules.sample_best(vqvae, pixelcnn, None, 1, 5, 3, 0.9, asked)
-        np.testing.assert_array_equal(alone, modules.sample(pixelcnn, 5, 3, 0.9, asked))
+        for candidates in (1, 6):  # without a critic there is nothing to choose
+            alone = modules.sample_best(vqvae, pixelcnn, None, candidates, 5, 3, 0.9, asked)
+            np.testing.assert_array_equal(alone, modules.sample(pixelcnn, 5, 3, 0.9, asked))
     spread = modules.sample_best(vqvae, pixelcnn, critic, 2, 4, 3)  # over levels, not over candidates
     drawn = modules.sample(pixelcnn, 8, 3, levels=np.repeat([0, 1, 2, 3], 2)).reshape(4, 2, -1)
     np.testing.assert_array_equal(spread.sum(axis=(1, 2)), drawn.sum(axis=2).max(axis=1))
