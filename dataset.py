@@ -573,7 +573,12 @@ def resampled(groups, seed=0):
 
 
 def bootstrap_interval(values, groups):
-    """95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,) that they belong to."""
+    """95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,) that they belong to.
+
+    Of a single group nothing can be said: None, None.
+    """
+    if len(set(groups)) == 1:
+        return None, None
     weights = resampled(groups)
     return tuple(np.percentile(weights @ np.asarray(values) / weights.sum(axis=1), (2.5, 97.5)).tolist())
 

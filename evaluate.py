@@ -551,7 +551,7 @@ def draw_distances(plt, correlations):
     limit = np.quantile(correlations["held out"], 0.95)
     axes.axvline(limit, color="grey", linestyle=":", label="95 % of held out")
     axes.set(title="Nearness to the reference", xlabel="correlation to the nearest real slice", ylabel="density")
-    axes.legend()
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -565,7 +565,12 @@ def read_folders(args):
     held_out = np.isin(real.groups, dataset.hold_out(real.groups, 0.1, args.seed))
     real, held_out = real.take(~held_out), real.take(held_out)
     sets = {"reference": real, "held out": held_out, "generated": fake}
-    return real, held_out, {"generated": fake}, number_compared(sets, len(fake.grey), f"{args.real}, {args.fake}")
+    return (
+        real,
+        held_out,
+        {"generated": fake},
+        number_compared(sets, len(fake.grey), f"{args.real} (less a tenth, held out), {args.fake}"),
+    )
 
 
 class Made(NamedTuple):
@@ -662,16 +667,18 @@ def number_compared(sets, samples, where):
 
     Raises UserError where that is too few, or of too few people, to measure anything.
     """
-    count = min(samples, len(sets["reference"].grey) // 2, *(len(some.grey) for some in sets.values()))
+    sizes = {
+        "samples": samples,
+        "held-out slices": len(sets["held out"].grey),
+        "slices in each half of the reference": len(sets["reference"].grey) // 2,
+    }
+    fewest, count = min(sizes.items(), key=lambda item: item[1])
     for name, some in sets.items():
-        slices_of = np.unique(some.groups, return_counts=True)[1]
-        needed = max(2 * NEIGHBOURS, slices_of.max() + NEIGHBOURS)  # of each slice, neighbours of other people
+        most = np.unique(some.groups, return_counts=True)[1].max()
+        needed = max(2 * NEIGHBOURS, most + NEIGHBOURS)  # of each slice, neighbours of other people
         if count < needed:
-            raise UserError(
-                f"{where}: too few to measure, {count} slices of each set; as the {name} ones are {slices_of.max()} of "
-                f"a person, {needed} of several people are needed, of the samples and of the held-out tenth of real "
-                "ones too"
-            )
+            why = f", for one person has {most} of the {name} ones" if most > NEIGHBOURS else ""
+            raise UserError(f"{where}: too few to measure, {count} {fewest} where {needed} are needed{why}")
     return count
 
 

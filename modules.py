@@ -308,12 +308,15 @@ class VQVAE(keras.Model):
         """Images (N, size, size, 1) float32, within [-0.5, 0.5], of code indices (N, h, w)."""
         return in_batches(self._decode, codes)
 
-    @tf.function(reduce_retracing=True)
+    # one graph for batches of any size
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 1), "float32")])
     def _encode(self, images):
+        images = tf.ensure_shape(images, self.encoder.input_shape)
         return self.quantizer.nearest(ops.cast(self.encoder(images), "float32"))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None), "int32")])
     def _decode(self, codes):
+        codes = tf.ensure_shape(codes, self.encoder.output_shape[:-1])
         return ops.clip(self.paint(self.quantizer.lookup(codes)), -0.5, 0.5)
 
     def get_config(self):

@@ -69,8 +69,8 @@ def table(figures):
     for name, figure in figures.items():
         by_case = figure["mean_by_case"]
         values = "  ".join(f"{figure[key]:5.3f}" for key in ("mean", "median", "std", "min", "max"))
-        interval = f"{by_case['mean']:.3f} [{by_case['low']:.3f}, {by_case['high']:.3f}]"
-        lines.append(f"{name.replace('_', ' '):22} {values}   {figure['psnr']:7.2f}   {interval}")
+        interval = "" if by_case["low"] is None else f" [{by_case['low']:.3f}, {by_case['high']:.3f}]"  # of one case
+        lines.append(f"{name.replace('_', ' '):22} {values}   {figure['psnr']:7.2f}   {by_case['mean']:.3f}{interval}")
     return "\n".join(lines)
 
 
@@ -89,7 +89,9 @@ def main():
     scores = {name: compare(slices.images, answer) for name, answer in answers.items()}
     cases = np.array([dataset.case_of(name) for name in slices.names])
     figures = {name: summarise(*score, cases) for name, score in scores.items()}
-    print(f"SSIM of {len(slices.names):,} {args.split} slices of {len(set(cases))} cases, models {args.models}")
+    number = len(set(cases))
+    of_cases = f"{number} case{'s' if number > 1 else ''}"
+    print(f"SSIM of {len(slices.names):,} {args.split} slices of {of_cases}, models {args.models}")
     print(table(figures))
 
     ssim, psnr = scores["reconstructions"]

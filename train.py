@@ -562,11 +562,6 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
         model.decoder.layers[-1].bias.assign([mean])
         settings["epochs"] = args.vqvae_epochs
     steps = args.vqvae_epochs * -(-len(seen) // args.vqvae_batch_size)
-    if steps < FEW_STEPS and writes():
-        note(
-            f"note: {len(seen):,} slices make {steps} training steps of the VQ-VAE, which are few; a smaller "
-            "--vqvae-batch-size and more --vqvae-epochs make more"
-        )
     rate, falls_over = preset["vqvae_learning_rate"], steps if preset["augmented"] else None
     training = Training("VQ-VAE", model, rate, settings, path, steps=falls_over)
 
@@ -590,6 +585,11 @@ def train_vqvae(images, held_out, mean, variance, settings, args, path):
 
     if args.resume:
         training.restore()
+    if steps < FEW_STEPS and not training.history and writes():
+        note(
+            f"note: {len(seen):,} slices make {steps} training steps of the VQ-VAE, and less than {FEW_STEPS} teach "
+            "little; a smaller --vqvae-batch-size and more --vqvae-epochs make more"
+        )
     gradients = gradients_of(training, vqvae_loss(model, variance, preset["ssim_weight"]))
     fit(training, gradients, summarise, read, len(seen), args.vqvae_epochs, args.vqvae_batch_size, args.seed)
     return training
@@ -929,43 +929,52 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
+def panels_by_epoch(plt):
+    """A figure of two panels whose horizontal axis counts epochs."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4))
+    for panel in panels:
+        panel.set(xlabel="epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    return figure, panels
+
+
 def plot_vqvae(plt, history):
     """Loss of the VQ-VAE and its parts, and the perplexity of its codes, by epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = panels_by_epoch(plt)
     epochs = range(1, len(history) + 1)
     for name, label in (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("quantizer_loss", "quantizer")):
         left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=label)
-    left.set(title="VQ-VAE loss", xlabel="epoch", ylabel="loss", yscale="log")
+    left.set(title="VQ-VAE loss", ylabel="loss", yscale="log")
     left.legend()
     right.plot(epochs, [epoch["perplexity"] for epoch in history], marker=".")
-    right.set(title="Perplexity of the codes", xlabel="epoch", ylabel="perplexity")
+    right.set(title="Perplexity of the codes", ylabel="perplexity")
     return figure
 
 
 def plot_adversarial(plt, history):
     """Losses of the VQ-VAE and its discriminator, and the SSIM and sharpness of held-out slices, by epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = panels_by_epoch(plt)
     epochs = range(1, len(history) + 1)
     for name in ("adversarial_loss", "feature_loss", "discriminator_loss"):
         left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=name.split("_")[0])
-    left.set(title="VQ-VAE against its discriminator", xlabel="epoch", ylabel="loss")
+    left.set(title="VQ-VAE against its discriminator", ylabel="loss")
     left.legend()
     right.plot(epochs, [epoch["validation_ssim"] for epoch in history], marker=".", label="SSIM")
     right.plot(epochs, [epoch["sharpness"] for epoch in history], marker=".", label="sharpness, 1 as real")
-    right.set(title="Reconstructions of held-out slices", xlabel="epoch")
+    right.set(title="Reconstructions of held-out slices")
     right.legend()
     return figure
 
 
 def plot_accuracy(plt, history, best_epoch, name, units):
     """Loss and accuracy, in their units, of a model in training and validation, by epoch, the kept epoch marked."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4))
+    figure, panels = panels_by_epoch(plt)
     epochs = range(1, len(history) + 1)
     for panel, quantity, unit in zip(panels, ("loss", "accuracy"), units):
         for side, key in SIDES:
             panel.plot(epochs, [epoch[key + quantity] for epoch in history], marker=".", label=side)
         panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
-        panel.set(title=f"{name} {quantity}", xlabel="epoch", ylabel=unit)
+        panel.set(title=f"{name} {quantity}", ylabel=unit)
         panel.legend()
     return figure
 
@@ -1039,7 +1048,8 @@ def _train(args):
     if np.any(of_all(strategy, precision == "float32")):  # what one worker is slow at, all wait for
         precision = "float32"
     modules.keras.config.set_dtype_policy(precision)
-    print(f"precision: {precision}; {strategy.num_replicas_in_sync} replicas")
+    replicas = strategy.num_replicas_in_sync
+    print(f"precision: {precision}" + (f"; {replicas} replicas" if replicas > 1 else ""))
     recipe = json.loads(json.dumps({name: value for name, value in preset.items() if name != "flags"}))
     settings = {"preset": args.preset, "digest": slices.digest, "seed": args.seed, "precision": precision, **recipe}
     if preset["augmented"]:

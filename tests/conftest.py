@@ -199,7 +199,7 @@ def trained(program, miniature_zip):
         _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
     steps = 3 * -(-6 * SLICES // 16)
-    assert f"note: {6 * SLICES} slices make {steps} training steps" in stderr
+    assert f"note: {6 * SLICES} slices make {steps} training steps of the VQ-VAE" in stderr
     return program.folder / "trained_models" / "faithful"
 
 

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 import evaluate
 import modules
+import ssim
 from dataset import bootstrap_interval
 from evaluate import Pictures
 
@@ -199,6 +200,12 @@ def test_interval_over_people_knows_that_slices_of_one_are_alike():
     assert low < values.mean() < high and high - low == pytest.approx(4 * values.std() / np.sqrt(20), rel=0.2)
     slice_low, slice_high = bootstrap_interval(values, np.arange(1000))
     assert high - low > 4 * (slice_high - slice_low)
+
+
+def test_one_person_says_nothing_of_others():
+    assert str(evaluate.mean(np.arange(32) / 32, np.repeat("case_441", 32))) == "0.484"
+    figures = {"black_image": ssim.summarise(np.ones(32), np.ones(32), np.repeat("case_441", 32))}
+    assert ssim.table(figures).endswith("1.000")
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
