@@ -564,13 +564,9 @@ def read_folders(args):
     real, fake = pictures(*real[:2]), pictures(*fake[:2])
     held_out = np.isin(real.groups, dataset.hold_out(real.groups, 0.1, args.seed))
     real, held_out = real.take(~held_out), real.take(held_out)
-    sets = {"reference": real, "held out": held_out, "generated": fake}
-    return (
-        real,
-        held_out,
-        {"generated": fake},
-        number_compared(sets, len(fake.grey), f"{args.real} (less a tenth, held out), {args.fake}"),
-    )
+    sets, where = {"generated": fake}, f"{args.real} (less a tenth, held out), {args.fake}"
+    count = number_compared({"reference": real, "held out": held_out, **sets}, len(fake.grey), where)
+    return real, held_out, sets, count
 
 
 class Made(NamedTuple):

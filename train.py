@@ -35,6 +35,7 @@ import numpy as np
 import dataset
 from dataset import UserError, note, positive, written
 
+STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of which the faithful preset has the first and the third
 COMMITMENT_COST = 0.25
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little, and 1,200 much
 SIDES = (("training", ""), ("validation", "validation_"))  # of an epoch's figures: name, and how their keys begin
@@ -389,6 +390,8 @@ def make_step(strategy, gradients, signature):
 def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
     """Train until `epochs` epochs are finished, each on the items 0..count-1 that `read` gives (see `feed`).
 
+    Where the Training monitors a figure, the model ends with the weights of the best epoch.
+
     `gradients` is what `make_step` takes. `summarise` turns its means (sums) over an epoch into the epoch's figures and
     a line to print.
     """
@@ -416,6 +419,7 @@ def fit(training, gradients, summarise, read, count, epochs, batch_size, seed):
         figures, line = summarise(totals)
         training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
         print(line, flush=True)
+    training.keep_best()
 
 
 # --- several devices --------------------------------------------------------------------------------------------------
@@ -854,7 +858,6 @@ def train_pixelcnn(vqvae, images, codes, levels, held_out, settings, args, path)
         training.restore()
     gradients, epochs, batch_size = gradients_of(training, loss), args.pixelcnn_epochs, args.pixelcnn_batch_size
     fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
-    training.keep_best()
     return training
 
 
@@ -922,7 +925,6 @@ def train_critic(vqvae, pixelcnn, images, codes, levels, held_out, settings, arg
         training.restore()
     gradients, epochs, batch_size = gradients_of(training, loss), args.critic_epochs, args.critic_batch_size
     fit(training, gradients, summarise, read, len(seen), epochs, batch_size, args.seed)
-    training.keep_best()
     return training
 
 
@@ -1032,9 +1034,7 @@ def _train(args):
     if "gated_layers" in preset["pixelcnn"]:
         check_levels(levels)
 
-    vqvae_path, adversarial_path, pixelcnn_path, critic_path = (
-        checkpoints / f"{stage}.npz" for stage in ("vqvae", "adversarial", "pixelcnn", "critic")
-    )
+    vqvae_path, adversarial_path, pixelcnn_path, critic_path = (checkpoints / f"{stage}.npz" for stage in STAGES)
     if args.resume and not vqvae_path.exists():
         if modules.is_set(args.models):
             raise UserError(
@@ -1076,7 +1076,7 @@ def _train(args):
             "slices": count,
             "variance": variance,
             "held_out_cases": held_out,
-            "held_out_from": ["vqvae", "adversarial", "pixelcnn", "critic"] if preset["augmented"] else ["pixelcnn"],
+            "held_out_from": STAGES if preset["augmented"] else ["pixelcnn"],
         },
         "seed": args.seed,
         "precision": precision,
@@ -1087,9 +1087,8 @@ def _train(args):
     if adversarial:
         config["adversarial"] = describe(adversarial, args.adversarial_batch_size)
     if critic:
-        config["critic"] = {"network": critic.model.config, **describe(critic, args.critic_batch_size)} | {
-            "candidates": preset["candidates"]
-        }
+        config["critic"] = {"network": critic.model.config, **describe(critic, args.critic_batch_size)}
+        config["critic"]["candidates"] = preset["candidates"]
     if strategy.cluster_resolver:
         of_all(strategy, 0.0)  # none still reads what is deleted here
     if writes():

@@ -138,7 +138,6 @@ def stages():
         if "critic" in content:
             critic = modules.Critic(**content["critic"])
             training = train.Training("critic", critic, content["critic_learning_rate"], {}, None)
-
             used = train.as_used(vqvae)
 
             def loss(images, codes, critic=critic, used=used):
