@@ -1,46 +1,52 @@
-"""Measures how like their reconstructions the slices of a split are: structural similarity (SSIM) and PSNR.
+"""Measures how similar the slices of a split are to their reconstructions: structural similarity (SSIM) and PSNR.
 
     python ssim.py                    on the test split
     python ssim.py --split validate   on another one
 
-Writes ssim.csv (an image a line), ssim.json (the figures) and ssim_plot.png (the histogram). For orientation it gives
-the same figures for two trivial answers: a black image, and the mean of the training images.
+Writes ssim.csv (one image a line), ssim.json (the figures) and ssim_plot.png (the histogram). Two trivial answers get the
+same figures for comparison: a black image, and the mean of the training images.
 """
 
 import argparse
 import csv
 import json
 
-import numpy as np
-
-import dataset
-from dataset import written
+from brains import cli
+from brains.config import FIGURES, SPLITS
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description="Structural similarity of the slices of a split to their reconstructions."
-    )
-    parser.add_argument("--split", choices=dataset.SPLITS, default="test", help="the split (default: %(default)s)")
-    dataset.add_data_arguments(parser)
-    dataset.add_model_arguments(parser)
-    args = parser.parse_args()
-    args.models = dataset.choose_models(args)
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description="Structural similarity of slices and their reconstructions.")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the split (default: %(default)s)")
+    cli.add_data_arguments(parser)
+    cli.add_model_arguments(parser)
+    args = parser.parse_args(arguments)
+    args.models = cli.choose_models(args)
     return args
 
 
-def compare(images, answers):
-    """SSIM (N,) and PSNR (N,) in dB of images (N, 128, 128, 1) in [-0.5, 0.5] and answers, clipped to that range."""
-    import modules
+if __name__ == "__main__":
+    parse_arguments()  # before the imports that take seconds: --help and wrong usage answer at once
 
+import numpy as np
+
+import dataset
+import modules
+from brains import plots, weights
+from brains.names import owners
+from brains.statistics import bootstrap_interval
+
+
+def compare(images, answers):
+    """Return SSIM (N,) and PSNR (N,) in dB of images (N, 128, 128, 1) in [-0.5, 0.5] and answers, which are clipped."""
     answers = np.clip(np.broadcast_to(answers, images.shape), -0.5, 0.5)
     return modules.ssim(images, answers), modules.psnr(images, answers)
 
 
 def summarise(ssim, psnr, cases):
-    """The figures of one set of answers; the interval is over cases, whose slices are not independent."""
+    """Return the figures of one set of answers. The interval is over cases, whose slices are not independent."""
     by_case = {case: float(ssim[cases == case].mean()) for case in dict.fromkeys(cases.tolist())}
-    low, high = dataset.bootstrap_interval(list(by_case.values()), list(by_case))
+    low, high = bootstrap_interval(list(by_case.values()), list(by_case))
     return {
         "mean": float(ssim.mean()),
         "median": float(np.median(ssim)),
@@ -52,19 +58,8 @@ def summarise(ssim, psnr, cases):
     }
 
 
-def plot(plt, ssim, split):
-    """Histogram of the SSIM of each image, mean and median marked."""
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    axes.hist(ssim, bins=40, color="lightsteelblue", edgecolor="white")
-    axes.axvline(ssim.mean(), color="firebrick", label=f"mean {ssim.mean():.3f}")
-    axes.axvline(np.median(ssim), color="firebrick", linestyle="--", label=f"median {np.median(ssim):.3f}")
-    axes.set(title=f"SSIM of {len(ssim):,} {split} slices to their reconstructions", xlabel="SSIM", ylabel="slices")
-    axes.legend()
-    return figure
-
-
 def table(figures):
-    """The figures as lines of text."""
+    """Return the figures as lines of text."""
     lines = [f"{'':22}  mean  median    std    min    max   PSNR dB   mean by case [95 % interval]"]
     for name, figure in figures.items():
         by_case = figure["mean_by_case"]
@@ -74,20 +69,20 @@ def table(figures):
     return "\n".join(lines)
 
 
-def main():
-    args = parse_arguments()
-    dataset.make_folder(args.out)
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    cli.make_folder(args.out)
+    if args.no_show:
+        plots.hide()
     slices = dataset.load_split(args.split, args.data, args.url)
-    import modules
-
-    vqvae = modules.load_vqvae(args.models)
+    vqvae = weights.load_vqvae(args.models)
     answers = {
         "reconstructions": vqvae.decode(vqvae.encode(slices.images)),
-        "mean_training_image": modules.load_mean_image(args.models),
+        "mean_training_image": weights.load_mean_image(args.models),
         "black_image": np.float32(-0.5),
     }
     scores = {name: compare(slices.images, answer) for name, answer in answers.items()}
-    cases = np.array([dataset.case_of(name) for name in slices.names])
+    cases, _ = owners(slices.names)
     figures = {name: summarise(*score, cases) for name, score in scores.items()}
     number = len(set(cases))
     of_cases = f"{number} case{'s' if number > 1 else ''}"
@@ -95,18 +90,17 @@ def main():
     print(table(figures))
 
     ssim, psnr = scores["reconstructions"]
-    with written(args.out / "ssim.csv") as part, open(part, "w", newline="") as file:
+    with cli.written(args.out / "ssim.csv") as part, open(part, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "case", "ssim", "psnr_db"])
         writer.writerows(zip(slices.names, cases, ssim.tolist(), psnr.tolist()))
-    with written(args.out / "ssim.json") as part:
+    with cli.written(args.out / "ssim.json") as part:
         about = {"split": args.split, "digest": slices.digest, "slices": len(slices.names), "models": str(args.models)}
         part.write_text(json.dumps(about | figures, indent=1) + "\n")
     print(args.out / "ssim.csv", args.out / "ssim.json", sep="\n")
-    plt = dataset.pyplot(args.no_show)
-    dataset.save_figure(plot(plt, ssim, args.split), args.out / dataset.FIGURES["ssim"])
-    dataset.show_figures(plt)
+    plots.save(plots.ssim_histogram(ssim, args.split), args.out / FIGURES["ssim"])
+    plots.show()
 
 
 if __name__ == "__main__":
-    dataset.run(main)
+    cli.run(main)

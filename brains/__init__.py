@@ -1,0 +1,1 @@
+"""What supports dataset.py, modules.py and train.py: files with one job each, named in docs/structure.md."""

@@ -1,0 +1,229 @@
+"""What every script shares: errors in one line, common flags, and files that are written whole or not at all.
+
+It imports nothing of this project but the configuration.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from brains import config
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that the disk is full
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, with which file, and what to do."""
+
+    status = 1  # of the exit
+
+
+class UsageError(UserError):
+    """A flag that does not go with the models or the data."""
+
+    status = 2
+
+
+def run(main):
+    """Call a script's `main`. An error that the user can mend ends as one line and exit status 1, or 2 for usage."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except BrokenPipeError:  # the reader of the output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'operating system'}: {error.strerror or error}")
+    except MemoryError:
+        sys.exit("error: out of memory; ask for less at a time")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def reason(error):
+    """Return what an OSError says, in one line."""
+    return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def note(line):
+    """Tell the user something that is not a result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def short(path):
+    """Return a path relative to the working folder where it lies below it."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+# A preset's field that a flag of train.py sets: the part of the preset, the field of that part, and what it means.
+TRAINING_FLAGS = {
+    "--latent-dim": ("vqvae_network", "latent_dim", "length of a codebook vector"),
+    "--embeddings": ("vqvae_network", "num_embeddings", "vectors in the codebook"),
+    "--vqvae-epochs": ("vqvae", "epochs", "epochs of the VQ-VAE"),
+    "--vqvae-batch-size": ("vqvae", "batch_size", "slices in a training step of the VQ-VAE"),
+    "--adversarial-epochs": ("adversarial", "epochs", "epochs of the VQ-VAE against a discriminator"),
+    "--adversarial-batch-size": ("adversarial", "batch_size", "slices in a training step of that stage"),
+    "--residual-blocks": ("prior_network", "residual_blocks", "residual blocks of the PixelCNN"),
+    "--masked-layers": ("prior_network", "masked_layers", "masked 1x1 layers of the PixelCNN after its blocks"),
+    "--pixelcnn-epochs": ("pixelcnn", "epochs", "epochs of the PixelCNN"),
+    "--pixelcnn-batch-size": ("pixelcnn", "batch_size", "grids in a training step of the PixelCNN"),
+    "--critic-epochs": ("critic", "epochs", "epochs of the critic"),
+    "--critic-batch-size": ("critic", "batch_size", "slices, and as many samples, in a training step of the critic"),
+}
+
+
+def add_training_flags(parser):
+    """Add TRAINING_FLAGS, each with its default in every preset that has it."""
+    for flag, (part, field, meaning) in TRAINING_FLAGS.items():
+        values = {name: _field(preset, part, field) for name, preset in config.PRESETS.items()}
+        defaults = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        parser.add_argument(flag, type=positive, metavar="N", help=f"{meaning} (default: {defaults})")
+
+
+def choose_preset(parser, args):
+    """Return the preset that the arguments name, changed as TRAINING_FLAGS ask; a flag that it lacks is wrong usage."""
+    preset = config.PRESETS[args.preset]
+    for flag, (part, field, _) in TRAINING_FLAGS.items():
+        value = getattr(args, flag.strip("-").replace("-", "_"))
+        if value is None:
+            continue
+        if _field(preset, part, field) is None:
+            parser.error(f"{flag} does not go with --preset {args.preset}")
+        changed = dataclasses.replace(getattr(preset, part), **{field: value})
+        preset = dataclasses.replace(preset, **{part: changed})
+    return preset
+
+
+def _field(preset, part, field):
+    return getattr(getattr(preset, part, None), field, None)
+
+
+def add_data_arguments(parser):
+    """Add --data and --url, which `dataset.load_split` takes."""
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder or zip of slices, or folder of volumes (default: "
+        f"{short(config.DATASET / config.TOP_FOLDER)}, fetched if missing)",
+    )
+    parser.add_argument("--url", help="address of the zip to fetch (default: OASIS_URL of the environment, if set)")
+
+
+def add_model_arguments(parser, presets=tuple(config.PRESETS), default="faithful"):
+    """Add --preset, --models, --out and --no-show, which every script that uses the networks takes."""
+    parser.add_argument("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the weights (default: {short(config.MODELS / 'PRESET')})",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs"), metavar="DIR", help="output folder (default: %(default)s)"
+    )
+    parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
+
+
+def add_candidates_argument(parser):
+    """Add --candidates, which every script that draws slices takes; returns what was added."""
+    return parser.add_argument(
+        "--candidates",
+        type=positive,
+        metavar="N",
+        help="samples drawn for each slice; the critic keeps the most realistic one. Only for models with a critic, "
+        "such as sharp (default: that of the models)",
+    )
+
+
+def choose_models(args):
+    """Return the folder of weights that the arguments ask for."""
+    return args.models or short(config.MODELS / args.preset)
+
+
+def positive(text):
+    """Argument type: a whole number of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def natural(text):
+    """Argument type: a whole number of at least 0."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def seed(text):
+    """Argument type: a whole number from 0 to 2^32 - 1."""
+    if not text.strip().isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
+    return int(text)
+
+
+def temperature(text):
+    """Argument type: a number above 0."""
+    return _number_between(text, 0, math.inf, "a number above 0")
+
+
+def share(text):
+    """Argument type: a number between 0 and 1, both excluded."""
+    return _number_between(text, 0, 1, "a number between 0 and 1")
+
+
+def orientation(text):
+    """Argument type: a letter for each axis, such as RAS."""
+    code = text.upper()
+    if len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
+        return code
+    raise argparse.ArgumentTypeError(f"{text!r} is not a letter for each axis (L or R, P or A, I or S), such as RAS")
+
+
+def _number_between(text, low, high, wanted):
+    try:
+        if low < float(text) < high:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def make_folder(folder):
+    """Create `folder` if it is missing. Raises UserError if files cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
+def written(path):
+    """Give a temporary path to write to; it replaces `path` once it is whole. Raises UserError if it cannot be."""
+    part = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # two processes may write the same file
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        remedy = "free some space" if error.errno in FULL else "name another folder"
+        raise UserError(f"{path}: cannot be written ({reason(error)}); {remedy} and run again") from error
+    finally:
+        part.unlink(missing_ok=True)

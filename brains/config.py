@@ -1,0 +1,159 @@
+"""Paths, sizes, and the typed configuration of networks and presets. It imports nothing of this project.
+
+A network is built from a frozen dataclass (`VQVAEConfig`, ...) and nothing else. config.json keeps that dataclass, and
+the name of the network's class, beside the weights. A preset (`Faithful`, `Sharp`) says which networks are trained and
+how.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATASET = ROOT / "dataset"  # where slices are fetched, extracted or cut to
+MODELS = ROOT / "trained_models"
+TOP_FOLDER = "keras_png_slices_data"
+SPLITS = ("train", "validate", "test")
+SIZE = 128  # pixels a side, as the networks see a slice
+LEVELS = 32  # slices of a head in the course's data
+COMMITMENT_COST = 0.25
+CACHE = 2**30  # bytes of slices that are kept in memory; more go to a file
+
+FIGURES = {  # names of the figures that the scripts write
+    "reconstruct": "reconstructions.png",
+    "generate": "generations.png",
+    "ssim": "ssim_plot.png",
+    "nearest": "nearest.png",
+    "distances": "nearest_distances.png",
+    "temperatures": "temperatures.png",
+    "vqvae": "vqvae_training_plot.png",
+    "adversarial": "adversarial_training_plot.png",
+    "pixelcnn": "pixelcnn_training_plot.png",
+    "critic": "critic_training_plot.png",
+}
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """The faithful VQ-VAE, built by `modules.build_vqvae`. `filters` run from fine to coarse."""
+
+    latent_dim: int = 16
+    num_embeddings: int = 128
+    filters: tuple = (32, 32, 64, 64)
+    bottleneck: int = 128
+    size: int = SIZE
+    commitment_cost: float = COMMITMENT_COST
+
+
+@dataclass(frozen=True)
+class SharpVQVAEConfig:
+    """The sharp VQ-VAE, built by `brains.sharp.build_vqvae`.
+
+    `decoder_filters` run from coarse to fine. Encoder and decoder have `residual_blocks` at the size of the codes; the
+    decoder also has `fine_blocks` at each later size but the last. `codebook_decay` is that of the moving averages.
+    """
+
+    latent_dim: int = 32
+    num_embeddings: int = 1024
+    filters: tuple = (48, 96, 128)
+    decoder_filters: tuple = (96, 48, 24)
+    bottleneck: int = 128
+    residual_blocks: int = 3
+    fine_blocks: int = 1
+    codebook_decay: float = 0.99
+    size: int = SIZE
+    commitment_cost: float = COMMITMENT_COST
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig:
+    """The faithful prior, `modules.PixelCNN`, over grids (h, w) of codes."""
+
+    grid: tuple = (8, 8)
+    num_embeddings: int = 128
+    filters: int = 128
+    residual_blocks: int = 2
+    masked_layers: int = 2
+
+
+@dataclass(frozen=True)
+class GatedPixelCNNConfig:
+    """The sharp prior, `brains.sharp.GatedPixelCNN`, over grids (h, w) of codes of slices of so many levels."""
+
+    grid: tuple = (16, 16)
+    num_embeddings: int = 1024
+    levels: int = LEVELS
+    filters: int = 128
+    gated_layers: int = 5
+    kernel_size: int = 5
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator of the sharp VQ-VAE, `brains.adversarial.Discriminator`."""
+
+    filters: tuple = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The network that chooses among samples, `brains.critic.Critic`."""
+
+    filters: tuple = (32, 64, 128, 128)
+    dropout: float = 0.3
+
+
+def from_json(config_class, values):
+    """Return the frozen dataclass that a dict read from JSON describes. Raises TypeError where a field is unknown."""
+    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a stage is trained, on how many items a step, and Adam's learning rate."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Faithful:
+    """The small models of the course: a VQ-VAE of 8x8 codes and a PixelCNN."""
+
+    vqvae_network: VQVAEConfig = VQVAEConfig()
+    prior_network: PixelCNNConfig = PixelCNNConfig()
+    vqvae: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=1e-3)
+    pixelcnn: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=3e-4)
+    temperature: float = 1.0  # of sampling
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """Larger models for slices with texture: 16x16 codes, a discriminator, a gated prior and a critic."""
+
+    vqvae_network: SharpVQVAEConfig = SharpVQVAEConfig()
+    discriminator_network: DiscriminatorConfig = DiscriminatorConfig()
+    prior_network: GatedPixelCNNConfig = GatedPixelCNNConfig()
+    critic_network: CriticConfig = CriticConfig()
+    vqvae: Schedule = Schedule(epochs=12, batch_size=32, learning_rate=1e-3)
+    adversarial: Schedule = Schedule(epochs=10, batch_size=32, learning_rate=2e-4)
+    pixelcnn: Schedule = Schedule(epochs=18, batch_size=32, learning_rate=1.5e-3)
+    critic: Schedule = Schedule(epochs=5, batch_size=32, learning_rate=5e-4)
+    ssim_weight: float = 0.5  # of 1 - SSIM in the loss of the first stage
+    discriminator_learning_rate: float = 1e-3
+    adversarial_ssim_weight: float = 0.3  # this and the next three weigh the losses of the adversarial stage
+    adversarial_weight: float = 0.3
+    feature_weight: float = 2.0
+    penalty_weight: float = 0.2  # low, for the discriminator sees an enlarged detail
+    temperature: float = 1.0  # of sampling
+    candidates: int = 8  # samples a slice that the critic chooses from
+
+
+PRESETS = {"faithful": Faithful(), "sharp": Sharp()}

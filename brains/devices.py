@@ -1,0 +1,128 @@
+"""One device, several, or several machines: the strategy of a training, and what its workers tell each other."""
+
+import functools
+import hashlib
+import json
+import os
+import signal
+import time
+
+import numpy as np
+
+from brains.backend import tf
+from brains.cli import UserError, note
+
+
+def choose_strategy():
+    """Return how tf.distribute spreads a training: over machines that TF_CONFIG names, or over the GPUs of this one.
+
+    SLURM names machines by variables of its own. Call it before TensorFlow computes anything.
+    """
+    try:
+        if "TF_CONFIG" in os.environ:
+            return _join(tf.distribute.cluster_resolver.TFConfigClusterResolver())
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            return _join(tf.distribute.cluster_resolver.SlurmClusterResolver())
+    except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
+        source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM (TF_CONFIG would come first)"
+        raise UserError(f"cannot join the workers that {source} names: {str(error).splitlines()[0]:.200}") from error
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _join(resolver):
+    workers = [address for addresses in resolver.cluster_spec().as_dict().values() for address in addresses]
+    note(f"waiting for all of {', '.join(workers)}")
+    # TensorFlow waits in C++, where Python would not see a Ctrl-C
+    seen = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    finally:
+        signal.signal(signal.SIGINT, seen)
+
+
+def describe():
+    """Return the devices that a training uses, in words."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU, {os.cpu_count()} cores"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"{len(gpus)} x {name}" if len(gpus) > 1 else name
+
+
+def worker():
+    """Return the number of this process among the workers of a training; 0 if it is alone."""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if resolver is None or resolver.task_type is None:
+        return 0
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))  # a chief is a worker too, and the first
+    return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
+
+
+def writes():
+    """Return whether this process is the worker that writes files and speaks."""
+    return worker() == 0
+
+
+def of_all(strategy, number):
+    """Return the `number` of each replica's process, (replicas,) float32, once all processes have called this."""
+    return np.asarray(_gather(strategy)(np.float32(number)))
+
+
+@functools.cache
+def _gather(strategy):
+    def mine(number):
+        replicas = tf.distribute.get_replica_context()
+        place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
+        return replicas.all_reduce("sum", number * place)
+
+    @tf.function(input_signature=[tf.TensorSpec((), "float32")])
+    def gather(number):
+        return strategy.experimental_local_results(strategy.run(mine, (number,)))[0]
+
+    return gather
+
+
+def agree(strategy, settings, path, finished):
+    """Raise UserError if workers have other settings, or other numbers of finished epochs in the checkpoint `path`."""
+    short = int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16)  # exact in a float32
+    if np.ptp(of_all(strategy, short)):
+        raise UserError(
+            "the workers have other flags or other slices; start the same command on all, with the same --data"
+        )
+    epochs = of_all(strategy, finished)
+    if np.ptp(epochs):
+        found = ", ".join(f"{epoch:g}" for epoch in epochs)
+        raise UserError(f"{path}: workers found checkpoints of different epochs ({found}); they must share that folder")
+
+
+def choose_precision():
+    """Return the faster Keras dtype policy, "mixed_bfloat16" or "float32", as measured on this machine.
+
+    bfloat16 is faster on processors that have units for it, and far slower on others. What is timed is a convolution of
+    a middle layer's size with its gradients.
+    """
+    convolutions = [_convolution(dtype) for dtype in ("bfloat16", "float32")]
+    half, single = np.min([[seconds() for seconds in convolutions] for _ in range(5)], axis=0)
+    return "mixed_bfloat16" if half < 0.9 * single else "float32"
+
+
+def _convolution(dtype):
+    """Return a function that times a convolution and its gradients."""
+    images, kernel = tf.ones((64, 32, 32, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
+
+    @tf.function
+    def convolve():
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            result = tf.nn.conv2d(images, kernel, 1, "SAME")
+        return [tf.reduce_sum(tf.cast(gradient, "float32")) for gradient in tape.gradient(result, (images, kernel))]
+
+    def seconds():
+        began = time.perf_counter()
+        np.asarray(convolve())
+        return time.perf_counter() - began
+
+    seconds()  # traces
+    return seconds

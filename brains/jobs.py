@@ -1,0 +1,228 @@
+"""A training from start to finish: what comes before its first stage and after its last one."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import dataset
+from brains import cli, devices, loop, stream, weights
+from brains.backend import keras, tf
+from brains.cli import UserError, note
+from brains.names import hold_out, owners
+
+NAMES = {"vqvae": "VQ-VAE", "adversarial": "adversarial", "pixelcnn": "PixelCNN", "critic": "critic"}  # of the stages
+NETWORK_OF = {  # the field of a preset with the network that a stage trains
+    "vqvae": "vqvae_network",
+    "adversarial": "discriminator_network",
+    "pixelcnn": "prior_network",
+    "critic": "critic_network",
+}
+FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the stages of a training share.
+
+    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head, and `held_out` (N,)
+    bool says which are of the held-out cases.
+    """
+
+    preset: str
+    images: stream.Store
+    levels: np.ndarray
+    held_out: np.ndarray
+    held_out_cases: list
+    digest_of_slices: str
+    validation_share: float
+    seed: int
+    precision: str
+    resume: bool
+    checkpoints: Path  # shared by all workers
+    scratch: Path  # this worker's own
+
+    def seen_and_unseen(self):
+        """Return the indices of the slices to learn from, and of the held-out ones."""
+        return np.flatnonzero(~self.held_out), np.flatnonzero(self.held_out)
+
+    def moments(self, chosen):
+        """Return the mean image (128, 128, 1) and the variance of the chosen slices (N,) bool.
+
+        Raises UserError if the slices are all but constant.
+        """
+        mean, variance = stream.moments(self.images, np.flatnonzero(chosen))
+        if variance < 1e-6:
+            raise UserError("all training slices are one constant; nothing can be learned from them")
+        return mean, variance
+
+    def settings_of(self, preset, stage, ignore=()):
+        """Return what a resumed stage must have in common with the interrupted one, but for the names to `ignore`."""
+        content = dataclasses.asdict(preset)
+        settings = {name: value for name, value in content.items() if not isinstance(value, dict)}
+        settings |= content[NETWORK_OF[stage]] | content[stage] | {"validation_share": self.validation_share}
+        return {name: value for name, value in settings.items() if name not in ignore}
+
+    def training(self, stage, model, optimizer, settings, monitor=None, others=()):
+        """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one."""
+        shared = {"preset": self.preset, "digest": self.digest_of_slices, "seed": self.seed, "precision": self.precision}
+        settings = json.loads(json.dumps(shared | settings))  # as a checkpoint gives them back
+        path = self.checkpoints / f"{stage}.npz"
+        training = loop.Training(NAMES[stage], model, optimizer, path, settings, monitor, others)
+        if self.resume:
+            training.restore()
+        return training
+
+    def note_few_steps(self, training, schedule, count):
+        """Tell the user if a VQ-VAE will have few training steps on `count` slices."""
+        steps = schedule.epochs * -(-count // schedule.batch_size)
+        if steps < FEW_STEPS and not training.history and devices.writes():
+            note(
+                f"note: {count:,} slices make {steps} training steps of the VQ-VAE, and fewer than {FEW_STEPS} teach "
+                "little; lower --vqvae-batch-size and raise --vqvae-epochs"
+            )
+
+    @staticmethod
+    def digest(*variables):
+        """Return the sha256 of variables."""
+        return hashlib.sha256(b"".join(np.asarray(variable).tobytes() for variable in variables)).hexdigest()
+
+    def digest_of_codes(self, vqvae):
+        """Return the sha256 of what decides the codes of a VQVAE."""
+        return self.digest(*vqvae.encoder.weights, vqvae.quantizer.codebook)
+
+
+@contextlib.contextmanager
+def start(preset, models, data, url, *, validation_share, seed, resume, precision, deterministic):
+    """Give the Job of a training that will write the set of weights `models`, in the scope of its devices.
+
+    `precision` is a Keras dtype policy, or "auto". What goes wrong on the way is raised as UserError.
+    """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = devices.choose_strategy()
+    said = sys.stdout
+    try:
+        with strategy.scope():
+            if not devices.writes():
+                sys.stdout = open(os.devnull, "w")
+            yield _prepare(
+                strategy, preset, models, data, url, validation_share, seed, resume, precision, deterministic
+            )
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError("out of memory; lower the batch size") from error
+    except tf.errors.OpError as error:
+        if strategy.cluster_resolver is None:
+            raise
+        message = re.sub(r"{{.*?}}", "", error.message).strip().splitlines()[0]
+        raise UserError(f"the workers no longer reach each other ({message:.200}); start all with --resume") from error
+    finally:
+        sys.stdout = said
+
+
+def _prepare(strategy, preset, models, data, url, validation_share, seed, resume, precision, deterministic):
+    if devices.writes():
+        weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
+    checkpoints = weights.checkpoint_folder(models)
+    scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
+    cli.make_folder(scratch)
+    if strategy.cluster_resolver:  # the first worker fetches or cuts the slices for those that share its folder
+        if devices.writes():
+            dataset.find_split("train", data, url)
+        devices.of_all(strategy, 0.0)
+    slices = stream.open_split("train", scratch, data, url)
+    cases, levels = owners(slices.names)
+    held_out_cases = hold_out(cases, validation_share, seed)
+    first = checkpoints / "vqvae.npz"
+    check_resume(models, first, resume)
+    precision = _precision(strategy, precision, deterministic, first if resume and first.exists() else None)
+    keras.config.set_dtype_policy(precision)
+    replicas = strategy.num_replicas_in_sync
+    several = f"; {replicas} replicas" if replicas > 1 else ""
+    print(f"device: {devices.describe()}; precision: {precision}{several}", flush=True)
+    return Job(
+        preset=preset,
+        images=slices.images,
+        levels=levels,
+        held_out=np.isin(cases, held_out_cases),
+        held_out_cases=held_out_cases,
+        digest_of_slices=slices.digest,
+        validation_share=validation_share,
+        seed=seed,
+        precision=precision,
+        resume=resume,
+        checkpoints=checkpoints,
+        scratch=scratch,
+    )
+
+
+def check_resume(models, checkpoint, resume):
+    """Tell the user what becomes of an interrupted training. Raises UserError if --resume finds a finished one."""
+    if resume and not checkpoint.exists():
+        if weights.is_set(models):
+            raise UserError(
+                f"{models}: holds finished weights and no interrupted training; without --resume, a new training "
+                "replaces them"
+            )
+        note("no interrupted training to continue; starting afresh")
+    elif checkpoint.exists() and not resume:
+        note("--resume would continue an interrupted training; its checkpoint is lost once the first epoch is finished")
+
+
+def _precision(strategy, asked, deterministic, checkpoint):
+    """Return the dtype policy: as asked, or that of a checkpoint, or the faster one on the slowest worker.
+
+    Timings vary, so a deterministic training always uses float32.
+    """
+    if asked == "auto" and checkpoint:
+        asked = loop.load_checkpoint(checkpoint)[0]["settings"]["precision"]
+    elif asked == "auto":
+        asked = "float32" if deterministic else devices.choose_precision()
+    return "float32" if np.any(devices.of_all(strategy, asked == "float32")) else asked
+
+
+def finish(job, preset, models, trainings, mean, variance, held_out_from, mirrored):
+    """Write the set of weights of a finished Job and delete its checkpoints; returns config.json.
+
+    `trainings` are the Trainings by stage. Only the worker that writes does so; the others return None.
+    """
+    if tf.distribute.get_strategy().cluster_resolver:
+        devices.of_all(tf.distribute.get_strategy(), 0.0)  # no worker still reads what is deleted here
+    if not devices.writes():
+        return None
+    content = {"preset": job.preset}
+    for stage, training in trainings.items():
+        content[stage] = {
+            "epochs": len(training.history),
+            "best_epoch": training.best_epoch,
+            "history": training.history,
+        }
+    content["pixelcnn"]["temperature"] = preset.temperature
+    if "critic" in trainings:
+        content["critic"]["candidates"] = preset.candidates
+    content["data"] = {
+        "digest": job.digest_of_slices,
+        "genuine": dataset.is_genuine("train", job.digest_of_slices),
+        "slices": len(job.images),
+        "variance": variance,
+        "held_out_cases": job.held_out_cases,
+        "held_out_from": held_out_from,
+        "mirrored": mirrored,
+    }
+    content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}
+    content["versions"] = {"python": platform.python_version()}
+    content["versions"] |= {name: version(name) for name in ("tensorflow", "keras", "numpy")}
+    networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
+    weights.save_set(models, networks, content, mean.astype(np.float32))
+    shutil.rmtree(job.checkpoints)
+    print(f"weights in {models}")
+    return content

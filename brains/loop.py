@@ -1,0 +1,201 @@
+"""The training loop of every stage, and its checkpoints. It knows nothing of the networks that it trains."""
+
+import json
+import math
+import re
+import sys
+import time
+import zipfile
+
+import numpy as np
+
+from brains import devices, stream
+from brains.backend import keras, tf
+from brains.cli import UserError, note, written
+
+
+class Training:
+    """A model in training: everything that a checkpoint holds.
+
+    `settings` is what a resumed training must have in common with the interrupted one. `history` holds a dict of
+    figures for each finished epoch. If a figure `monitor` is named, `best` holds the weights of the epoch where it was
+    lowest. `others` are further variables that the checkpoint keeps.
+    """
+
+    def __init__(self, name, model, optimizer, path, settings, monitor=None, others=()):
+        self.name, self.model, self.optimizer, self.path = name, model, optimizer, path
+        self.settings, self.monitor, self.others = settings, monitor, [*others]
+        optimizer.build(model.trainable_variables)
+        self.history, self.best = [], {}
+
+    @property
+    def best_epoch(self):
+        """The number, from 1, of the epoch whose weights are kept."""
+        if self.monitor is None:
+            return len(self.history)
+        return 1 + int(np.argmin([epoch[self.monitor] for epoch in self.history]))
+
+    def finish_epoch(self, figures):
+        """Add an epoch's figures to the history and write a checkpoint. Raises UserError if one is not finite."""
+        if not all(map(math.isfinite, figures.values())):
+            raise UserError(f"{self.name}: the loss is no longer finite; the old weights stay, try another --seed")
+        self.history.append(figures)
+        if self.monitor and self.best_epoch == len(self.history):
+            self.best = {key: np.asarray(value) for key, value in by_path(self.model.weights).items()}
+        self._save()
+
+    def _variables(self):
+        """Return all variables by a name that is the same in every process."""
+        groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "other": self.others}
+        return {
+            f"{group}/{key}": value for group, variables in groups.items() for key, value in by_path(variables).items()
+        }
+
+    def _save(self):
+        if not devices.writes():
+            return
+        state = json.dumps({"settings": self.settings, "history": self.history})
+        arrays = {key: np.asarray(variable) for key, variable in self._variables().items()}
+        arrays |= {f"best/{key}": array for key, array in self.best.items()}
+        with written(self.path) as part:
+            np.savez(part, state=state, **arrays)
+
+    def restore(self):
+        """Take up the checkpoint, if there is one. Raises UserError if it is broken or of other settings."""
+        if not self.path.exists():
+            return
+        state, arrays = load_checkpoint(self.path)
+        if state["settings"].get("follows") != self.settings.get("follows"):
+            note(f"{self.path} follows other networks than these; starting that stage afresh")
+            return
+        self._check(state["settings"])
+        variables = self._variables()
+        saved = {key for key in arrays if not key.startswith("best/")}
+        if saved != variables.keys() or any(arrays[key].shape != variables[key].shape for key in saved):
+            raise UserError(f"{self.path}: of other networks than these; train without --resume")
+        for key, variable in variables.items():
+            variable.assign(arrays[key])
+        self.best = {key.removeprefix("best/"): arrays[key] for key in arrays.keys() - saved}
+        self.history = state["history"]
+        note(f"{self.name}: continuing after epoch {len(self.history)}")
+
+    def _check(self, saved):
+        for name, value in self.settings.items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; rerun "
+                    "with the original flags, or without --resume to start afresh"
+                )
+
+    def keep_best(self):
+        """Give the model the weights of the best epoch."""
+        for key, variable in by_path(self.model.weights).items():
+            if key in self.best:
+                variable.assign(self.best[key])
+
+
+def by_path(variables):
+    """Return Keras variables by path, {path: variable}, without the counters that Keras adds within a process."""
+    named = {}
+    for variable in variables:
+        path = re.sub(r"(adam|seed_generator)_\d+", r"\1", variable.path)
+        repeated = sum(key.split("#")[0] == path for key in named)
+        named[f"{path}#{repeated}" if repeated else path] = variable
+    return named
+
+
+def load_checkpoint(path):
+    """Return the state (settings and history) and the arrays by name of a checkpoint. Raises UserError if broken."""
+    try:
+        with np.load(path) as saved:
+            arrays = dict(saved)
+        return json.loads(str(arrays.pop("state"))), arrays
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: a broken checkpoint; delete it or train without --resume") from error
+
+
+def adam_along_cosine(schedule, count, learning_rate=None, **adam):
+    """Return Adam whose rate falls to zero along a cosine over all steps of a Schedule on `count` items.
+
+    It starts at the Schedule's learning rate unless another one is given.
+    """
+    steps = schedule.epochs * -(-count // schedule.batch_size)
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate or schedule.learning_rate, steps)
+    return keras.optimizers.Adam(rate, **adam)
+
+
+def gradients_of(training, loss):
+    """Return what `fit` takes, for one model and a `loss(*arrays)` that gives a scalar and figures."""
+
+    def gradients(*arrays):
+        with tf.GradientTape() as tape:
+            value, figures = loss(*arrays)
+        variables = training.model.trainable_variables
+        return [(training.optimizer, tape.gradient(value, variables), variables)], figures
+
+    return gradients
+
+
+def make_step(strategy, gradients, signature):
+    """Return a compiled training step on a batch from `stream.feed`, of the element_spec `signature`.
+
+    `gradients(*arrays)` gives a list of (optimizer, gradients, variables), and figures: means over the arrays' items,
+    or sums if the name ends in "counts". Both are combined over all replicas. The step returns the figures.
+    """
+
+    def replica_step(share, *arrays):
+        updates, figures = gradients(*arrays)
+        replicas = tf.distribute.get_replica_context()
+        for optimizer, values, variables in updates:
+            optimizer.apply([share * value for value in values], variables)  # Keras sums them over the replicas
+        weighted = [value if name.endswith("counts") else share * value for name, value in figures.items()]
+        return dict(zip(figures, replicas.all_reduce("sum", weighted)))
+
+    # one graph for batches of any size: a resumed training must compute by the graph of the interrupted one
+    @tf.function(input_signature=signature)
+    def step(*batch):
+        figures = strategy.run(replica_step, batch)
+        return {name: strategy.experimental_local_results(value)[0] for name, value in figures.items()}
+
+    return step
+
+
+def fit(training, gradients, read, count, schedule, seed, summarise):
+    """Train for the epochs of a Schedule on the items 0..count-1, which `read` gives (see `stream.feed`).
+
+    `gradients` is what `make_step` takes. `summarise` turns its means and sums over an epoch into the epoch's figures
+    and a line to print. If the Training monitors a figure, the model ends with the weights of the best epoch.
+    """
+    strategy, step, batch_size = tf.distribute.get_strategy(), None, schedule.batch_size
+    settings = {**training.settings, "epochs": schedule.epochs, "follows": None}
+    devices.agree(strategy, settings, training.path, len(training.history))
+    for epoch in range(len(training.history), schedule.epochs):
+        print(f"{training.name}, epoch {epoch + 1}/{schedule.epochs}", flush=True)
+        began = time.perf_counter()
+        order = stream.shuffled(count, batch_size, (seed, epoch))
+        batches, number_of_batches = stream.feed(strategy, read, order, (seed, epoch))
+        step = step or make_step(strategy, gradients, batches.element_spec)
+        progress = keras.utils.Progbar(
+            number_of_batches, verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"]
+        )
+        totals, fed = {}, min(count, number_of_batches * batch_size)
+        for number, batch in enumerate(batches):
+            weight = min(batch_size, fed - number * batch_size) / fed
+            for name, value in step(*batch).items():
+                value = np.asarray(value, np.float64)
+                totals[name] = totals.get(name, 0) + (value if name.endswith("counts") else weight * value)
+            progress.update(number + 1, [("loss", totals["loss"] * fed / min(fed, (number + 1) * batch_size))])
+        figures, line = summarise(totals)
+        training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
+        print(f"  {line}", flush=True)
+    training.keep_best()
+
+
+def with_validation(totals, evaluate, count):
+    """Return an epoch's figures: the `totals`, and the means over 0..count-1 of what `evaluate` gives for each part."""
+    figures = {name: float(value) for name, value in totals.items()}
+    figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
+    for part in stream.parts(count):
+        for name, value in evaluate(part).items():
+            figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
+    return figures

@@ -1,0 +1,65 @@
+"""The figures of an epoch, and the lines that say them."""
+
+import math
+
+from modules import code_usage
+from keras import ops  # isort: skip
+
+SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix) of the two groups of figures
+
+
+def code_counts(codes, num_embeddings):
+    """Return how often each code (K,) occurs in codes (N, h, w), as a tensor."""
+    return ops.sum(ops.one_hot(codes, num_embeddings), axis=(0, 1, 2))
+
+
+def with_code_usage(totals):
+    """Return the totals of an epoch as floats, the counts of its codes replaced by their usage and perplexity."""
+    in_use, perplexity = code_usage(totals["code_counts"])
+    figures = {name: float(value) for name, value in totals.items() if name != "code_counts"}
+    return figures | {"codes_in_use": in_use, "perplexity": perplexity}
+
+
+def vqvae_line(figures):
+    """Say the figures of a VQ-VAE."""
+    return (
+        f"loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
+        f"quantizer {figures['quantizer_loss']:.4f}; {_codes(figures)}{_validation(figures)}"
+    )
+
+
+def adversarial_line(figures):
+    """Say the figures of a VQ-VAE and its discriminator."""
+    return (
+        f"loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); "
+        f"{_codes(figures)}{_validation(figures)}"
+    )
+
+
+def _codes(figures):
+    return f"codes in use {figures['codes_in_use']:.1%}, perplexity {figures['perplexity']:.1f}"
+
+
+def _validation(figures):
+    if "validation_ssim" not in figures:
+        return ""
+    return f"; validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
+
+
+def prior_line(figures, num_embeddings):
+    """Say the figures of a prior over so many codes."""
+    said = [
+        f"{side}: loss {(nats := figures[prefix + 'loss']):.4f} ({nats / math.log(2):.3f} bits a code), "
+        f"accuracy {figures[prefix + 'accuracy']:.3f}; "
+        for side, prefix in SIDES
+    ]
+    return f"{''.join(said)}a uniform guess: {math.log2(num_embeddings):g} bits"
+
+
+def critic_line(figures):
+    """Say the figures of a critic."""
+    said = [
+        f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart; "
+        for side, prefix in SIDES
+    ]
+    return f"{''.join(said)}a guess: {math.log(2):.4f}, 50%"

@@ -1,0 +1,198 @@
+"""Fast sampling from the priors: the codes that `modules.sample` draws, from cached activations.
+
+At each step only the activations at the new position are computed; what they add to later positions is kept
+(Ramachandran et al. 2017, Fast Generation for Convolutional Autoregressive Models, arXiv 1704.06001). It is done in
+NumPy, because at one position of a few grids calling TensorFlow would cost more than the arithmetic.
+"""
+
+import numpy as np
+
+from brains.sharp import GatedPixelCNN
+from modules import in_batches
+
+
+def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
+    """Draw code indices (num, h, w) int32 from a prior; see `modules.sample`, whose codes these are.
+
+    The same seed draws the same codes, and the first of many are those of few, if their levels are the same. `levels`
+    (num,) are slice levels, for a prior that knows them (default: spread evenly over all). `progress` wraps the
+    iteration over batches, as tqdm does.
+    """
+    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
+    return in_batches(
+        lambda chosen: _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature), np.arange(num), progress
+    )
+
+
+def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
+    """Draw code indices (num, h, w) int32: for each slice the one of `candidates` that the critic finds most realistic.
+
+    Without a critic (None) this is `sample`, whose arguments the others are.
+    """
+    if critic is None:
+        return sample(pixelcnn, num, seed, temperature, levels, progress)
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
+    drawn = sample(pixelcnn, num * candidates, seed, temperature, np.repeat(levels, candidates), progress)
+    logits = in_batches(lambda codes: critic(vqvae.decode(codes)), drawn).reshape(num, candidates)
+    return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), logits.argmax(axis=1)]
+
+
+def spread_levels(pixelcnn, num):
+    """Return slice levels (num,) int32 spread evenly over those that a prior knows; zeros if it knows none."""
+    return ((np.arange(num) + 0.5) * (pixelcnn.levels or 0) / num).astype(np.int32)
+
+
+def _sample(pixelcnn, uniforms, levels, temperature):
+    """Draw the codes of grids from uniform numbers (N, h, w) in [0, 1)."""
+    codes = np.empty(uniforms.shape, np.int32)
+    cache = (GatedCache if isinstance(pixelcnn, GatedPixelCNN) else PlainCache)(pixelcnn, uniforms.shape, levels)
+    for row, column in np.ndindex(pixelcnn.grid):
+        logits = cache.logits(row, column)
+        codes[:, row, column] = _invert(logits, temperature, uniforms[:, row, column])
+        cache.add(codes[:, row, column], row, column)
+    return codes
+
+
+def _invert(logits, temperature, uniforms):
+    """Return the codes (N,) at which the cumulative distribution of logits (N, K) passes the uniform numbers (N,)."""
+    with np.errstate(over="ignore"):  # at a temperature near 0 all but the likeliest become minus infinity
+        weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / max(temperature, np.finfo(np.float32).tiny))
+    cumulative = np.cumsum(weights, axis=-1)
+    # the last code takes what rounding leaves between the cumulative sum and 1
+    return np.sum(cumulative[:, :-1] <= uniforms[:, None] * cumulative[:, -1:], axis=-1)
+
+
+class PlainCache:
+    """The activations of a PixelCNN for the codes of N grids (N, h, w) drawn so far."""
+
+    def __init__(self, pixelcnn, grid, levels):
+        self.first = _Ahead(pixelcnn.first, grid)
+        self.blocks = [
+            (block.reduce.get_weights(), _Ahead(block.masked, grid), block.expand.get_weights())
+            for block in pixelcnn.blocks
+        ]
+        self.masked = [layer.get_weights() for layer in pixelcnn.masked]
+        self.head = pixelcnn.head.get_weights()
+
+    def logits(self, row, column):
+        x = _relu(self.first.at(row, column))
+        for reduce, ahead, expand in self.blocks:
+            ahead.add(_relu(_dense(x, reduce)) @ ahead.kernels, row, column)
+            x = x + _relu(_dense(_relu(ahead.at(row, column)), expand))
+        for layer in self.masked:
+            x = _relu(_dense(x, layer))
+        return _dense(x, self.head)
+
+    def add(self, codes, row, column):
+        self.first.add(self.first.kernels[:, codes], row, column)  # a one-hot input picks rows of the kernel
+
+
+class GatedCache:
+    """The activations of a GatedPixelCNN for the codes of N grids (N, h, w) drawn so far."""
+
+    def __init__(self, pixelcnn, grid, levels):
+        self.grid = grid
+        self.embedding, self.wide, self.head = (
+            pixelcnn.embedding.get_weights()[0],
+            pixelcnn.wide.get_weights(),
+            pixelcnn.head.get_weights(),
+        )
+        level = pixelcnn.level.get_weights()[0][levels]
+        places = pixelcnn.place.get_weights()[0].reshape(*grid[1:], -1)
+        self.layers = [_GatedLayerCache(layer, grid, level, places) for layer in pixelcnn.gated]
+
+    def logits(self, row, column):
+        x = None
+        for layer in self.layers:
+            x = layer.across(x, row, column)
+        return _dense(_relu(_dense(_relu(x), self.wide)), self.head)
+
+    def add(self, codes, row, column):
+        x = self.embedding[codes]
+        first = self.layers[0]
+        first.left[:, column + first.margin] = x
+        first.above[:, row + first.margin, column + first.margin] = x
+        if column == self.grid[2] - 1:  # the row is whole, so the vertical stack can see it
+            for layer, below in zip(self.layers, [*self.layers[1:], None]):
+                result = layer.down(row)
+                if below:
+                    below.above[:, row + below.margin, below.margin : below.margin + self.grid[2]] = result
+
+
+class _GatedLayerCache:
+    """The inputs of a GatedLayer so far: those of the rows `above` (N, rows, columns, C) and `left` in this row."""
+
+    def __init__(self, layer, grid, level, places):
+        number, height, width = grid
+        self.first, self.margin = layer.first, layer.margin
+        self.vertical, self.horizontal, self.link, self.output = (
+            part.get_weights() for part in (layer.vertical, layer.horizontal, layer.link, layer.mix)
+        )
+        condition = layer.condition.get_weights()[0][0, 0]
+        # to the vertical and to the horizontal stack
+        self.level, self.places = np.split(level @ condition, 2, axis=-1), np.split(places @ condition, 2, axis=-1)
+        inputs = len(condition)
+        self.above = np.zeros((number, height + self.margin, width + 2 * self.margin, inputs), np.float32)
+        self.left = np.zeros((number, width + self.margin, inputs), np.float32)
+        self.linked = np.broadcast_to(self.link[1], (number, width, len(self.link[1])))  # of the row above
+
+    def across(self, x, row, column):
+        """Return the output (N, C) of the horizontal stack at a position, from that of the layer before."""
+        if not self.first:
+            self.left[:, column + self.margin] = x
+        kernel, bias = self.horizontal
+        seen = self.left[:, column : column + kernel.shape[1]]
+        total = seen.reshape(len(seen), -1) @ kernel.reshape(-1, kernel.shape[-1]) + bias
+        total += self.linked[:, column] + self.level[1] + self.places[1][row, column]
+        update = _dense(_gate(total), self.output)
+        return update if self.first else x + update
+
+    def down(self, row):
+        """Return the output (N, w, C) of the vertical stack for a whole row."""
+        kernel, bias = self.vertical
+        rows = self.above[:, row : row + kernel.shape[0]]
+        width = rows.shape[2] - 2 * self.margin
+        total = np.broadcast_to(bias, (len(rows) * width, len(bias))).copy()
+        for column in range(kernel.shape[1]):
+            seen = np.moveaxis(rows[:, :, column : column + width], 1, 2).reshape(len(total), -1)
+            total += seen @ kernel[:, column].reshape(-1, kernel.shape[-1])
+        self.linked = _dense(total, self.link).reshape(len(rows), width, -1)
+        total = total.reshape(len(rows), width, -1)
+        return _gate(total + self.level[0][:, None] + self.places[0][row])
+
+
+def _gate(x):
+    signal, gate = np.split(x, 2, axis=-1)
+    return np.tanh(signal) / (1 + np.exp(-np.maximum(gate, -80)))
+
+
+def _dense(x, weights):
+    kernel, bias = weights  # of a 1x1 convolution
+    return x @ kernel[0, 0] + bias
+
+
+class _Ahead:
+    """The sums of a masked convolution at the positions (h, w) of N grids, over the inputs that are known so far."""
+
+    def __init__(self, layer, grid):
+        kernel, bias = layer.get_weights()
+        number, height, width = grid
+        taps = np.argwhere(layer.mask[..., 0, 0])
+        self.margin = len(kernel) // 2
+        self.kernels = np.stack([kernel[i, j] for i, j in taps])  # (taps, inputs, outputs)
+        self.offsets = self.margin - taps  # from an input to the output that sees it through the tap
+        shape = (height + self.margin, width + 2 * self.margin, number, len(bias))
+        self.sums = np.broadcast_to(bias, shape).copy()
+
+    def add(self, contributions, row, column):
+        """Add contributions (taps, N, outputs) of the inputs at a position to the outputs that see it."""
+        for (down, right), contribution in zip(self.offsets, contributions):
+            self.sums[row + down, column + right + self.margin] += contribution
+
+    def at(self, row, column):
+        return self.sums[row, column + self.margin]
+
+
+def _relu(x):
+    return np.maximum(x, 0)

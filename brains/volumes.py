@@ -1,0 +1,311 @@
+"""Cuts slices like the course's from volumes of heads: NIfTI or Analyze, in any orientation and voxel size."""
+
+import csv
+import functools
+import hashlib
+import itertools
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from brains import config
+from brains.cli import UserError, make_folder, note, reason, short
+from brains.config import LEVELS, TOP_FOLDER
+from brains.names import is_litter, natural_order, split_folder
+
+CANVAS = 256  # pixels a side of a slice's file, 1 mm each
+ATLAS = (176, 208, 176)  # voxels of 1 mm in which OASIS-1's atlas files hold a head
+REFERENCE = config.ROOT / "images" / "mean_slices.png"  # mean of all training slices by level
+COARSE = 4  # mm, pixel of the reference
+LIKE = 0.5  # correlation to the mean slices below which a volume may not be a head
+RIM = 20  # grey value of the reference at the rim of the head
+SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come without a skull
+SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
+SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut, about as in the genuine set
+
+
+class Volume(NamedTuple):
+    """A file with one session of a person."""
+
+    path: Path
+    person: str
+    session: str
+
+
+class Row(NamedTuple):
+    """A line of cases.csv: which volume became which case."""
+
+    case: str
+    person: str
+    session: str
+    split: str
+    file: Path
+    likeness: str
+    scale: str
+
+
+# --- find -------------------------------------------------------------------------------------------------------------
+
+
+def find_volumes(folder):
+    """Return the Volumes below a folder in natural order, one a session.
+
+    If a session has several files, those in OASIS-1's atlas space or named T1w (as BIDS does) come first and those
+    among BIDS' derivatives come last; the first one is taken.
+    """
+    suffixes = (".nii", ".nii.gz", ".hdr")
+    paths = [path for path in folder.rglob("*") if path.name.lower().endswith(suffixes)]
+    paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]
+    sessions = {}
+    for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
+        sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
+    volumes = []
+    for (person, session), several in sessions.items():
+        several.sort(key=lambda path: ("derivatives" in path.parts, not re.search("_(t88_gfc|T1w)[.]", path.name)))
+        alike = [path for path in several if "_t88_gfc." in path.name]
+        if len(alike or several) > 1:
+            note(f"{person} {session}".rstrip() + f": {len(several)} files for one head; {several[0]} is taken")
+        volumes.append(Volume(several[0], person, session))
+    return volumes
+
+
+def _owner(path):
+    """Return the person and session that a path names, as OASIS-1 or BIDS do; otherwise the folder or the file."""
+    if found := re.search(r"(OAS\d+_\d+)(?:_(MR\d+))?", str(path)) or re.search(
+        r"(sub-[A-Za-z0-9]+)(?:[/\\_](ses-[A-Za-z0-9]+))?", str(path)
+    ):
+        return found[1], found[2] or ""
+    return (path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), ""
+
+
+# --- cut --------------------------------------------------------------------------------------------------------------
+
+
+def slice_volumes(folder, target, seed=0, orientation="RAS"):
+    """Cut the volumes below `folder` into slices below `target`; returns the Rows of cases.csv.
+
+    Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
+    seed, and cases.csv. A volume that cannot be used is named and left out. Raises UserError if none can be used or
+    `target` cannot be written.
+    """
+    found = find_volumes(folder)
+    if not found:
+        raise UserError(f"{folder}: no volumes here (.nii, .nii.gz, .hdr with .img); name a folder of them")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is there already; name a new folder to write the slices to")
+    make_folder(target)
+    load_reference()  # if it is missing, no volume is to blame
+    staging = target / ".slicing"
+    try:
+        cuts = _cut_all(found, staging, orientation)
+        if not cuts:
+            raise UserError(f"{folder}: none of its {len(found)} volumes can be used")
+        split_of, rows = split_people([volume.person for volume, *_ in cuts], seed), []
+        for volume, case, likeness, scale in cuts:
+            split = split_of[volume.person]
+            (staging / split_folder(split)).mkdir(exist_ok=True)
+            for path in (staging / case).iterdir():
+                path.rename(staging / split_folder(split) / path.name)
+            (staging / case).rmdir()
+            file = volume.path.relative_to(folder)
+            rows.append(Row(case, volume.person, volume.session, split, file, likeness, scale))
+        with open(target / "cases.csv", "w", newline="") as file:
+            csv.writer(file).writerows([Row._fields, *rows])
+        staging.rename(target / TOP_FOLDER)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({reason(error)}); free some space and run again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return rows
+
+
+def _cut_all(found, staging, orientation):
+    """Write the slices of each usable Volume to `staging`/case; returns (volume, case, likeness, scale) of these."""
+    from tqdm import tqdm
+
+    cuts = []
+    for volume, case in tqdm([*zip(found, case_names(found))], desc="slicing", unit="volume", disable=None):
+        try:
+            slices, likeness, scale = cut(*load_volume(volume.path, orientation))
+        except UserError as error:
+            note(f"left out: {volume.path}: {error}")
+            continue
+        if likeness is not None and likeness < LIKE:
+            note(f"note: {volume.path}: likeness {likeness:.3f} to a head; look at its slices")
+        (staging / case).mkdir(parents=True)
+        for level, grey in enumerate(slices):
+            Image.fromarray(grey).save(staging / case / f"{case}_slice_{level}.nii.png", format="PNG")
+        cuts.append((volume, case, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
+    return cuts
+
+
+def slice_once(folder, cache):
+    """Return the folder below `cache` of slices cut from the volumes below `folder`, now or by an earlier call.
+
+    A folder without volumes is returned itself.
+    """
+    found = find_volumes(folder)
+    if not found:
+        return folder
+    states = [(str(each.path.resolve()), (state := each.path.stat()).st_size, state.st_mtime_ns) for each in found]
+    target = cache / f"{folder.resolve().name}-{hashlib.sha256(repr(states).encode()).hexdigest()[:12]}"
+    if not (target / TOP_FOLDER).is_dir():
+        note(f"{folder}: cutting slices from {len(found)} volumes into {short(target)}")
+        shutil.rmtree(target, ignore_errors=True)  # what a killed call has left
+        slice_volumes(folder, target)
+    return target
+
+
+def split_people(people, seed):
+    """Return the split of each person, {person: split}, drawn by the seed."""
+    distinct = np.random.default_rng(seed).permutation(sorted(set(people))).tolist()
+    split_of = dict.fromkeys(distinct, "train")
+    for split, share in SHARES.items():
+        count = max(1, round(share * len(split_of))) if len(split_of) > 3 or split == "test" else 0
+        for _ in range(min(count, len(distinct) - 1)):
+            split_of[distinct.pop()] = split
+    return split_of
+
+
+def case_names(volumes):
+    """Return a case name for each Volume. A person is a case, with OASIS-1's number if it is free.
+
+    The name of a later session ends with the session, so that the sessions of a person share a case.
+    """
+    first_sessions = {volume.person: volume.session for volume in reversed(volumes)}
+    people = sorted(first_sessions, key=natural_order)
+    owned = {}
+    for person in people:
+        if found := re.fullmatch(r"OAS\d+_(\d+)", person):
+            owned.setdefault(int(found[1]), person)
+    numbers = {person: number for number, person in owned.items()}
+    free = itertools.count(max(owned, default=0) + 1)
+    cases = {person: f"case_{numbers[person] if person in numbers else next(free):03}" for person in people}
+    return [
+        cases[volume.person] + (f"_{volume.session}" if volume.session != first_sessions[volume.person] else "")
+        for volume in volumes
+    ]
+
+
+def load_volume(path, orientation="RAS"):
+    """Return a volume (X, Y, Z) float32, left to right, back to front, bottom to top, and its voxel sizes (3,) in mm.
+
+    `orientation` names the sides to which the axes run in files that do not say it (Analyze never does). Raises
+    UserError if the file is broken, is not one volume, or is constant.
+    """
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        shape = image.shape
+        if len(shape) < 3 or any(side != 1 for side in shape[3:]):
+            raise UserError(f"holds an array of shape {shape}, not one volume")
+        volume = np.asarray(image.dataobj, np.float32).reshape(shape[:3])
+        knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
+        lies = nibabel.io_orientation(image.affine) if knows else nibabel.orientations.axcodes2ornt(orientation)
+        volume = nibabel.apply_orientation(volume, lies)
+    except UserError:
+        raise
+    except Exception as error:  # nibabel raises almost anything for a broken file
+        raise UserError(f"cannot be read ({reason(error) if isinstance(error, OSError) else error})") from error
+    if not knows:
+        note(f"note: {path} does not say how it lies; taken as {orientation}, see --orientation")
+    if not np.isfinite(volume).all():
+        note(f"note: {path}: {np.sum(~np.isfinite(volume)):,} voxels are no numbers; taken as 0")
+        volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
+    if volume.min() == volume.max():
+        raise UserError("is constant")
+    sides = np.linalg.norm(image.affine[:3, :3], axis=0) if knows else image.header.get_zooms()[:3]
+    sides = np.array(sides, np.float64)[np.argsort(lies[:, 0])]
+    if not np.all((sides > 0) & np.isfinite(sides)):
+        raise UserError(f"says that its voxels measure {sides} mm")
+    return volume, sides
+
+
+def cut(volume, sides):
+    """Cut a volume (X, Y, Z) with voxels of `sides` mm into slices (LEVELS, CANVAS, CANVAS) uint8, as the genuine lie.
+
+    Also returns the correlation to the reference there (None if the atlas grid tells the place), and the factor by which
+    the head was enlarged. Raises UserError if the volume does not hold that part of a head.
+    """
+    from scipy.ndimage import affine_transform
+
+    if volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3):
+        scale, centre, likeness = 1.0, (np.array(ATLAS) - 1) / 2, None
+    else:
+        scale, centre, likeness = place(volume, sides)
+    step = 1 / (scale * sides)
+    shape = np.array([CANVAS, CANVAS, LEVELS])
+    slab = affine_transform(volume, step, centre - step * (shape - 1) / 2, output_shape=tuple(shape), order=1)
+    slices = np.moveaxis(slab, 2, 0)
+    low, high = slices.min(axis=(1, 2), keepdims=True), slices.max(axis=(1, 2), keepdims=True)
+    if np.any(low == high):
+        raise UserError("some of the slices that would be cut are empty")
+    return np.round((slices - low) * (255 / (high - low))).astype(np.uint8), likeness, scale
+
+
+def place(volume, sides):
+    """Find where a volume looks most like the reference: scale of the head, centre (3,) in voxels, correlation."""
+    from scipy.ndimage import affine_transform, binary_erosion, gaussian_filter
+
+    reference = load_reference()
+    mask = binary_erosion(reference > RIM, np.ones((3, 3, 1)), iterations=SKULL)
+    # both are smoothed in the plane, because their grids may be half a pixel apart
+    reference = gaussian_filter(reference, (1, 1, 0))
+    smooth = gaussian_filter(volume / np.abs(volume).max(), np.array([COARSE, COARSE, 0]) / sides)
+    margin = np.array([*reference.shape[:2], 0]) // 2
+    found = []
+    for scale in SCALES:
+        step = np.array([COARSE, COARSE, 1]) / (scale * sides)
+        shape = np.ceil(volume.shape / step).astype(int) + 2 * margin
+        if np.any(shape < reference.shape):
+            continue
+        grid = affine_transform(smooth, step, -step * margin, output_shape=tuple(shape), order=1)
+        correlation = correlate(grid, reference, mask)
+        corner = _peak(correlation) - margin
+        found.append((correlation.max(), scale, step * (corner + (np.array(reference.shape) - 1) / 2)))
+    if not found:
+        raise UserError(f"is too low for {LEVELS} mm of a head")
+    likeness, scale, centre = max(found, key=lambda each: each[0])
+    return scale, centre, likeness
+
+
+def _peak(values):
+    """Return the index (3,) float of the highest of values (A, B, C), refined by a parabola along each axis."""
+    highest = np.unravel_index(values.argmax(), values.shape)
+    index = np.array(highest, float)
+    for axis, (i, length) in enumerate(zip(highest, values.shape)):
+        if 0 < i < length - 1:
+            line = values[(*highest[:axis], slice(i - 1, i + 2), *highest[axis + 1 :])]
+            index[axis] += 0.5 * (line[0] - line[2]) / (line[0] - 2 * line[1] + line[2])
+    return index
+
+
+@functools.cache
+def load_reference():
+    """Return the mean training slices (CANVAS / COARSE, CANVAS / COARSE, LEVELS) float32, in grey values."""
+    if not REFERENCE.is_file():
+        raise UserError(f"{short(REFERENCE)}: missing; restore it from the repository")
+    side = CANVAS // COARSE
+    mosaic = np.asarray(Image.open(REFERENCE), np.float32)  # levels in rows
+    slices = mosaic.reshape(-1, side, mosaic.shape[1] // side, side).swapaxes(1, 2).reshape(LEVELS, side, side)
+    return np.moveaxis(slices, 0, 2)
+
+
+def correlate(volume, reference, mask):
+    """Return the correlations of a reference, inside its mask, with every part of a volume that has its shape."""
+    from scipy.fft import irfftn, rfftn
+
+    valid = tuple(slice(whole - part + 1) for whole, part in zip(volume.shape, reference.shape))
+    once, squared = (rfftn(each) for each in (volume, volume**2))
+
+    def sums(spectrum, weights):
+        return irfftn(spectrum * np.conj(rfftn(weights.astype(np.float32), volume.shape)), volume.shape)[valid]
+
+    reference = np.where(mask, reference - reference[mask].mean(), 0)
+    spread = sums(squared, mask) - sums(once, mask) ** 2 / mask.sum()
+    return sums(once, reference) / np.sqrt(np.maximum(spread, 1e-3) * np.sum(reference**2))

@@ -1,0 +1,213 @@
+"""Sets of weights on disk: a folder with config.json, the weights of each network, and the mean training image.
+
+config.json names the class of every network, so that loading needs no more than the folder. It also keeps the sha256 of
+every file of weights, and which networks were trained on which, so that files of different trainings are never mixed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import modules
+from brains import config, critic, sharp
+from brains.cli import UsageError, UserError, reason, short
+from dataset import load_image, save_image
+
+CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
+TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn"}  # each part of a set, and what it learned from
+NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
+    "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
+    "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
+    "PixelCNN": (config.PixelCNNConfig, modules.PixelCNN),
+    "GatedPixelCNN": (config.GatedPixelCNNConfig, sharp.GatedPixelCNN),
+    "Critic": (config.CriticConfig, critic.Critic),
+}
+
+
+def weights_file(part):
+    """Return the name of the file with the weights of a part ("vqvae", "pixelcnn", "critic")."""
+    return f"{part}.weights.h5"
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+def is_set(folder):
+    """Return whether a folder holds a set of weights."""
+    return (_current(folder) / CONFIG).is_file()
+
+
+def load_config(folder):
+    """Return config.json of the set in `folder`. Raises UserError if there is none, or it is broken."""
+    path = _current(folder) / CONFIG
+    if not is_set(folder):
+        preset = f" --preset {Path(folder).name}" if Path(folder).name in config.PRESETS else ""
+        raise UserError(
+            f"{short(folder)}: no trained weights here (no {CONFIG}); name another --models, or run train.py{preset}"
+        )
+    try:
+        content = json.loads(path.read_text())
+        networks = [content[part]["network"] for part in TRAINED_ON if part in content or part != "critic"]
+        content["data"]["held_out_cases"], content.get("critic", {"candidates": 1})["candidates"]
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{short(path)}: not the configuration of a set of weights; restore it or run train.py"
+        raise UserError(message) from error
+    if any("class" not in network for network in networks):
+        raise UserError(f"{short(path)}: written by an earlier version, whose weights cannot be read; run train.py")
+    return content
+
+
+def load_vqvae(folder):
+    """Return the VQVAE of the set in `folder`. Raises UserError if files are missing, broken or of another training."""
+    return _load(folder, "vqvae", load_config(folder))
+
+
+def load_models(folder):
+    """Return the VQVAE and the prior of the set in `folder`.
+
+    Raises UserError if files are missing, broken or of another training, or if the prior was trained on the codes of
+    another VQ-VAE.
+    """
+    content = load_config(folder)
+    if content["pixelcnn"].get("trained_on") != content["vqvae"].get("sha256"):
+        raise UserError(f"{short(folder)}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
+    return _load(folder, "vqvae", content), _load(folder, "pixelcnn", content)
+
+
+def load_critic(folder, candidates=None):
+    """Return the Critic of the set in `folder` and the number of candidates that it chooses from.
+
+    The number is `candidates`, or that of the set if it is None. Without a critic to use, the result is (None, 1).
+    Raises UserError if the critic's file is missing, broken or of another training, or if it learned from another
+    prior, and UsageError if the set has no critic but candidates are asked for.
+    """
+    content = load_config(folder)
+    if candidates == 1 or (candidates is None and "critic" not in content):
+        return None, 1
+    if "critic" not in content:
+        raise UsageError(f"--candidates: the models in {short(folder)} have no critic; try --preset sharp")
+    remedy = "restore the set, or go without the critic: --candidates 1"
+    if content["critic"].get("trained_on") != content["pixelcnn"].get("sha256"):
+        raise UserError(f"{short(folder)}: its critic learned from another PixelCNN; {remedy}")
+    return _load(folder, "critic", content, remedy), candidates or content["critic"]["candidates"]
+
+
+def load_mean_image(folder):
+    """Return the mean training image (128, 128, 1) float32 of the set in `folder`; UserError if it is missing."""
+    path = _current(folder) / MEAN_IMAGE
+    if not path.is_file():
+        raise UserError(f"{short(path)}: missing; restore it or run train.py")
+    return load_image(path)
+
+
+def load_temperature(folder):
+    """Return the temperature of sampling that was found best for the set in `folder`."""
+    return load_config(folder)["pixelcnn"].get("temperature", 1.0)
+
+
+def build(network):
+    """Return the network that {"class": name, ...} describes. Raises KeyError or TypeError if it describes none."""
+    config_class, builder = NETWORKS[network["class"]]
+    return builder(config.from_json(config_class, {key: network[key] for key in network if key != "class"}))
+
+
+def describe(model):
+    """Return the dict from which `build` makes a network like `model`."""
+    return {"class": type(model.config).__name__.removesuffix("Config"), **asdict(model.config)}
+
+
+def _load(folder, part, content, remedy="restore it or run train.py"):
+    path = _current(folder) / weights_file(part)
+    if not path.is_file():
+        raise UserError(f"{short(path)}: missing; {remedy}")
+    try:
+        model = build(content[part]["network"])
+        model.load_weights(path)
+    except OSError as error:
+        raise UserError(f"{short(path)}: truncated or no weights file; {remedy}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{short(path)}: does not fit the network in {CONFIG}; {remedy}") from error
+    if _sha256(path) != content[part].get("sha256"):
+        raise UserError(f"{short(path)}: not the weights that {CONFIG} describes, but of another training; {remedy}")
+    return model
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- save -------------------------------------------------------------------------------------------------------------
+
+
+def save_set(folder, models, content, mean_image):
+    """Write a set of weights beside `folder`, then swap it in as a whole.
+
+    `models` are the networks by part. `content` is config.json, with a dict for each part; the network and the digests
+    of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image. Raises UserError if the set
+    cannot be written.
+    """
+    staging = make_staging(folder)
+    try:
+        for part, model in models.items():
+            path = staging / weights_file(part)
+            model.save_weights(path)
+            content[part] |= {"network": describe(model), "sha256": _sha256(path)}
+            if TRAINED_ON[part]:
+                content[part]["trained_on"] = content[TRAINED_ON[part]]["sha256"]
+        save_image(staging / MEAN_IMAGE, mean_image)
+        (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+        _swap(staging, Path(folder).resolve())
+    except OSError as error:
+        message = f"{short(folder)}: cannot be written ({reason(error)}); free some space and run again"
+        raise UserError(message) from error
+
+
+def make_staging(folder):
+    """Return a new empty folder beside `folder` to write a set to. Raises UserError if it could not be swapped in."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; name a folder with --models")
+    known = {CONFIG, MEAN_IMAGE, ".DS_Store", *map(weights_file, TRAINED_ON)}
+    strangers = sorted({path.name for path in folder.iterdir()} - known) if folder.exists() else []
+    if strangers:
+        raise UserError(f"{folder}: would be replaced, but holds other files ({strangers[0]}); name another --models")
+    staging = _beside(folder, "tmp")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{staging}: cannot be written ({reason(error)}); name another folder with --models") from error
+    return staging
+
+
+def checkpoint_folder(folder):
+    """Return where a training that will write the set in `folder` keeps its checkpoints."""
+    return Path(os.path.abspath(folder) + ".checkpoint")
+
+
+def _beside(folder, ending):
+    """Return a hidden path beside a folder, or beside what a link of that name leads to."""
+    folder = Path(folder).resolve()
+    return folder.with_name(f".{folder.name}.{ending}")
+
+
+def _current(folder):
+    """Return where the set of `folder` is: beside it, if a swap was interrupted between its two renames."""
+    new = _beside(folder, "new")
+    return new if new.is_dir() and not Path(folder).exists() else Path(folder)
+
+
+def _swap(staging, folder):
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    if _current(folder) == new:  # an earlier swap was interrupted
+        new.rename(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    staging.rename(new)  # from here on `new` is whole
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
