@@ -289,19 +289,33 @@ def ssim(images, others):
     range 1, because the luminance term compares means, which say nothing around 0.
     """
     both = np.concatenate([images, others], axis=-1)
-    return in_batches(lambda pair: _ssim(tf.constant(pair[..., :1]), tf.constant(pair[..., 1:])), both)
+    return in_batches(lambda pair: _ssim(pair[..., :1], pair[..., 1:]), both)
 
 
 def ssim_tensor(images, others):
     """Return what `ssim` returns as a tensor that has gradients."""
-    return tf.image.ssim(_to_unit(images), _to_unit(others), max_val=1.0)
+    x, y = (ops.clip(each[..., 0] + 0.5, 0.0, 1.0) for each in (images, others))
+    maps = ops.stack([x, y, x * y, x**2 + y**2])  # (4, N, H, W)
+    # the window is a product of two Gaussians, so it is one matrix product along each axis
+    maps = ops.tensordot(maps, gaussian_windows(maps.shape[3]), axes=[[3], [1]])  # (4, N, H, W - 10)
+    maps = ops.tensordot(maps, gaussian_windows(maps.shape[2]), axes=[[2], [1]])  # (4, N, W - 10, H - 10)
+    mean_x, mean_y, mean_xy, mean_squares = ops.unstack(maps, 4)
+    product, squares = 2 * mean_x * mean_y, mean_x**2 + mean_y**2
+    luminance = (product + 0.01**2) / (squares + 0.01**2)
+    contrast_and_structure = (2 * mean_xy - product + 0.03**2) / (mean_squares - squares + 0.03**2)
+    return ops.mean(luminance * contrast_and_structure, axis=(1, 2))
+
+
+def gaussian_windows(side):
+    """Return a matrix (side - 10, side) float32 whose rows are an 11-pixel Gaussian window at every position."""
+    window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    matrix = np.zeros((side - 10, side))
+    for position in range(side - 10):
+        matrix[position, position : position + 11] = window / window.sum()
+    return matrix.astype(np.float32)
 
 
 _ssim = tf.function(ssim_tensor, reduce_retracing=True)
-
-
-def _to_unit(images):
-    return tf.clip_by_value(images + 0.5, 0.0, 1.0)
 
 
 def psnr(images, others):

@@ -1,7 +1,9 @@
-"""What the tests share: a miniature data set in the genuine layout, a server of it, the scripts as a user has them."""
+"""What the tests share: a miniature data set, a server of it, and the scripts as a user calls them."""
 
 import contextlib
+import functools
 import http.server
+import importlib
 import os
 import shutil
 import signal
@@ -16,47 +18,54 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")  # of the packages that we build on
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
-
+os.environ["MPLBACKEND"] = "Agg"
+for variable in ("DISPLAY", "OASIS_URL", "TF_CONFIG"):
+    os.environ.pop(variable, None)
+os.environ["NO_PROXY"] = "127.0.0.1"
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SLICES = 8  # of a case in the miniature
+STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of the sharp preset
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: kills, workers and resumptions, minutes each; run with -m 'long or not long'")
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")  # of the packages that this is built on
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
 
 
 def head(case, k, size=256):
-    """Grey levels (size, size) uint8 that look like a slice: skull, cortex, two ventricles, noise inside."""
+    """Return grey values (size, size) uint8 that look like a slice: skull, cortex, two ventricles, noise inside."""
     rng = np.random.default_rng((case, k))
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     radius = np.hypot(x / (0.6 + 0.03 * k), y / (0.5 + 0.02 * (case % 5)))
-    levels = np.where(radius < 1, 110 + 40 * np.cos(9 * x + case) * np.cos(8 * y + k), 0.0)
-    levels[(radius > 0.88) & (radius < 1)] = 230
-    levels[np.hypot(x / 0.2, (np.abs(y) - 0.1) / 0.06) < 1] = 30
-    levels += np.where(radius < 1, rng.normal(0, 6, levels.shape), 0)
-    levels -= levels.min()
-    return np.round(levels * 255 / levels.max()).astype(np.uint8)
+    grey = np.where(radius < 1, 110 + 40 * np.cos(9 * x + case) * np.cos(8 * y + k), 0.0)
+    grey[(radius > 0.88) & (radius < 1)] = 230
+    grey[np.hypot(x / 0.2, (np.abs(y) - 0.1) / 0.06) < 1] = 30
+    grey += np.where(radius < 1, rng.normal(0, 6, grey.shape), 0)
+    grey -= grey.min()
+    return np.round(grey * 255 / grey.max()).astype(np.uint8)
+
+
+def brains(count=8):
+    """Return images (count, 128, 128, 1) float32 in [-0.5, 0.5]."""
+    import dataset
+
+    return np.stack([dataset.prepare(head(i, i % 8).astype(np.float32)) for i in range(count)])
 
 
 def write_split(top, split, cases):
-    """Slices of `cases` in the split folder below `top`; returns that folder."""
+    """Write slices of `cases` to the split folder below `top`; returns that folder."""
     folder = top / f"keras_png_slices_{split}"
     folder.mkdir(parents=True)
     for case in cases:
         for k in range(SLICES):
             Image.fromarray(head(case, k)).save(folder / f"case_{case:03}_slice_{k}.nii.png")
     return folder
-
-
-def free_addresses(number):
-    """Addresses of this machine that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def zip_folder(folder, path, prefix=""):
@@ -81,6 +90,9 @@ def miniature(tmp_path_factory):
 @pytest.fixture(scope="session")
 def miniature_zip(miniature, tmp_path_factory):
     return zip_folder(miniature, tmp_path_factory.mktemp("zip") / "keras_png_slices_data.zip")
+
+
+# --- a server ---------------------------------------------------------------------------------------------------------
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -131,45 +143,100 @@ def server(miniature_zip):
         yield server
 
 
+def free_addresses(number):
+    """Return addresses of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+
+
+# --- the scripts ------------------------------------------------------------------------------------------------------
+
+
 class Program:
-    """The scripts in a folder of their own, as in a fresh clone."""
+    """The scripts in a folder of their own, as in a fresh clone; called in this process, or as true processes."""
 
     def __init__(self, folder):
         self.folder = folder
-        for script in ROOT.glob("*.py"):
-            shutil.copy(script, folder)
-        (folder / "images").mkdir()
-        shutil.copy(ROOT / "images" / "mean_slices.png", folder / "images")
+
+    def install(self):
+        """Copy the program into its folder, for true processes."""
+        if not (self.folder / "brains").exists():
+            for script in ROOT.glob("*.py"):
+                shutil.copy(script, self.folder)
+            shutil.copytree(ROOT / "brains", self.folder / "brains", ignore=shutil.ignore_patterns("__pycache__"))
+            (self.folder / "images").mkdir()
+            shutil.copy(ROOT / "images" / "mean_slices.png", self.folder / "images")
+        return self
 
     def command(self, *arguments):
         return [sys.executable, *map(str, arguments)]
 
-    def environment(self):
-        inherited = {
-            name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND", "OASIS_URL")
-        }
-        return inherited | {"NO_PROXY": "127.0.0.1"}
-
-    def run(self, *arguments, status=0):
-        """Run a script to its end; returns stdout and stderr."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def process(self, *arguments, status=0):
+        """Run a script in a process of its own; returns stdout and stderr."""
+        self.install()
+        command = self.command(*arguments)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=1800)
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout, done.stderr
 
+    def run(self, script, *arguments, status=0):
+        """Call a script's main in this process, as if in this folder; returns stdout and stderr."""
+        code, out, err = call(self.folder, script, [str(argument) for argument in arguments])
+        assert code == status, out + err
+        return out, err
+
     def fails(self, *arguments, status=1):
-        """Run a script that must fail with one clear line, which is returned."""
+        """Call a script that must fail with one clear line, which is returned."""
         _, stderr = self.run(*arguments, status=status)
         errors = [line for line in stderr.splitlines() if "error:" in line]
         assert len(errors) == 1 and stderr.splitlines()[-1] == errors[0], stderr
         return errors[0]
+
+
+def call(folder, script, arguments):
+    """Call a script's main with these arguments in `folder`; returns exit status, stdout and stderr."""
+    import io
+
+    from brains import cli
+
+    module = importlib.import_module(Path(script).stem)
+    out, err = io.StringIO(), io.StringIO()
+    with restored_state(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run(functools.partial(module.main, arguments))
+            code = 0
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
+            code = 1 if isinstance(stop.code, str) else stop.code or 0
+    return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def restored_state(folder):
+    """Work in `folder` as in a fresh process: what a script changes for its whole process is put back afterwards."""
+    from brains import config
+
+    before, paths, environment = os.getcwd(), (config.DATASET, config.MODELS), dict(os.environ)
+    config.DATASET, config.MODELS = folder / "dataset", folder / "trained_models"
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        config.DATASET, config.MODELS = paths
+        os.environ.clear()
+        os.environ.update(environment)
+        if "keras" in sys.modules:
+            import keras
+            from tensorflow.python.framework import config as tensorflow_config
+
+            keras.config.set_dtype_policy("float32")
+            tensorflow_config.disable_op_determinism()
 
 
 @pytest.fixture(scope="session")
@@ -177,16 +244,35 @@ def program(tmp_path_factory):
     return Program(tmp_path_factory.mktemp("program"))
 
 
-STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of the sharp preset
+@pytest.fixture
+def small(monkeypatch):
+    """The networks of the sharp preset in a size that trains in seconds."""
+    shrink(monkeypatch)
+
+
+def shrink(patch, **changes):
+    """Replace the sharp preset's networks by small ones, with these `changes` of the preset."""
+    from dataclasses import replace
+
+    from brains import config
+
+    sharp = config.PRESETS["sharp"]
+    networks = {
+        "vqvae_network": replace(
+            sharp.vqvae_network, filters=(8, 8, 16), bottleneck=16, decoder_filters=(16, 8, 8), residual_blocks=1
+        ),
+        "discriminator_network": config.DiscriminatorConfig(filters=(8, 8, 16)),
+        "prior_network": replace(sharp.prior_network, filters=16, gated_layers=2),
+        "critic_network": replace(sharp.critic_network, filters=(8, 8)),
+    }
+    patch.setitem(config.PRESETS, "sharp", replace(sharp, **networks | changes))
+
+
 TRAINING = (
-    "--vqvae-epochs",
-    3,
-    "--pixelcnn-epochs",
-    3,
-    "--vqvae-batch-size",
-    16,
-    "--pixelcnn-batch-size",
-    16,
+    *("--vqvae-epochs", 3),
+    *("--pixelcnn-epochs", 3),
+    *("--vqvae-batch-size", 16),
+    *("--pixelcnn-batch-size", 16),
     "--deterministic",
     "--no-show",
 )
@@ -205,20 +291,12 @@ def trained(program, miniature_zip):
 
 @pytest.fixture(scope="session")
 def sharp(program, miniature):
-    """A folder of weights of the sharp preset, and the call that trained them but for --models."""
+    """A folder of weights of a small sharp preset, and the call that trained them but for --models."""
     epochs = [part for stage in STAGES for part in (f"--{stage}-epochs", 2)]
     sizes = [part for stage in STAGES for part in (f"--{stage}-batch-size", 16)]
-    call = (
-        "train.py",
-        "--preset",
-        "sharp",
-        "--data",
-        miniature,
-        *epochs,
-        *sizes,
-        "--embeddings",
-        64,
-        "--deterministic",
-    )
-    program.run(*call, "--no-show")
-    return program.folder / "trained_models" / "sharp", (*call, "--no-show", "--models")
+    arguments = ("train.py", "--preset", "sharp", "--data", miniature, *epochs, *sizes, "--embeddings", 64)
+    arguments = (*arguments, "--deterministic", "--no-show")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        program.run(*arguments)
+    return program.folder / "trained_models" / "sharp", (*arguments, "--models")
