@@ -35,7 +35,7 @@ class MovingAverageQuantizer(VectorQuantizer):
         shape = (self.num_embeddings, self.embedding_dim)
         self.counts = self.add_weight(shape=shape[:1], initializer="zeros", trainable=False, name="counts")
         self.sums = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="sums")
-        self.draws = keras.random.SeedGenerator(seed=0)
+        self.draws = keras.random.SeedGenerator()  # seeded by keras.utils.set_random_seed
 
     def call(self, latents, training=False):
         codes = self.nearest(latents)
@@ -117,8 +117,8 @@ def build_decoder(config):
     upward = []
     for i, filters in enumerate(config.decoder_filters):
         upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
-        upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
-    upward = upward[: len(upward) - config.fine_blocks]  # at full size they would cost more than everything else
+        if i < len(config.decoder_filters) - 1:  # at full size blocks would cost more than everything else
+            upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
     return keras.Sequential(
         [
             keras.Input((grid, grid, config.latent_dim)),
