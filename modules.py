@@ -153,10 +153,10 @@ def build_vqvae(config):
     return VQVAE(config, encoder, quantizer, build_decoder(config))
 
 
-def in_batches(function, array, progress=iter):
-    """Return the NumPy array of `function` applied to `array` in batches; `progress` wraps the iteration, like tqdm."""
+def in_batches(function, array):
+    """Return the NumPy array of `function` applied to `array` in batches."""
     starts = range(0, max(1, len(array)), BATCH)  # an empty array is one empty batch
-    return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in progress(starts)])
+    return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in starts])
 
 
 def code_usage(counts):

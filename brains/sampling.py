@@ -5,10 +5,19 @@ At each step only the activations at the new position are computed; what they ad
 NumPy, because at one position of a few grids calling TensorFlow would cost more than the arithmetic.
 """
 
-import numpy as np
+import os
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from brains.backend import tf
 from brains.sharp import GatedPixelCNN
-from modules import in_batches
+from modules import BATCH
+from keras import ops  # isort: skip
+
+FEWEST = 32  # grids in a batch that is worth a core of its own
+JUDGED = 8  # slices decoded and judged at a time on a core: few, so that they fit its cache
 
 
 def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
@@ -20,9 +29,25 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     """
     uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
     levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
-    return in_batches(
-        lambda chosen: _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature), np.arange(num), progress
+    size = int(np.clip(-(-num // os.cpu_count()), FEWEST, BATCH))  # every core gets a batch, unless these are tiny
+    return _on_all_cores(
+        lambda chosen: _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature), num, size, progress
     )
+
+
+def _on_all_cores(function, num, size, progress=iter):
+    """Return the NumPy array of `function`, applied to slices of 0..num-1 of so many items, one on each core at a time.
+
+    Within a core nothing is split further. That is quicker, because much of the work is no matrix product.
+    """
+    batches = [slice(start, start + size) for start in range(0, num, size)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1 if len(batches) > 1 else None, "blas"):
+        running = [pool.submit(function, each) for each in batches]
+        try:
+            return np.concatenate([each.result() for each in progress(running)])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
@@ -34,8 +59,13 @@ def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0,
         return sample(pixelcnn, num, seed, temperature, levels, progress)
     levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
     drawn = sample(pixelcnn, num * candidates, seed, temperature, np.repeat(levels, candidates), progress)
-    logits = in_batches(lambda codes: critic(vqvae.decode(codes)), drawn).reshape(num, candidates)
-    return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), logits.argmax(axis=1)]
+    judge = tf.function(
+        lambda codes: critic(ops.clip(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5, 0.5)),
+        input_signature=[tf.TensorSpec((None, *pixelcnn.grid), "int32")],
+    )
+    logits = _on_all_cores(lambda chosen: np.asarray(judge(drawn[chosen])), len(drawn), JUDGED)
+    best = logits.reshape(num, candidates).argmax(axis=1)
+    return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), best]
 
 
 def spread_levels(pixelcnn, num):
@@ -92,7 +122,7 @@ class GatedCache:
     """The activations of a GatedPixelCNN for the codes of N grids (N, h, w) drawn so far."""
 
     def __init__(self, pixelcnn, grid, levels):
-        self.grid = grid
+        _, self.height, self.width = grid
         self.embedding, self.wide, self.head = (
             pixelcnn.embedding.get_weights()[0],
             pixelcnn.wide.get_weights(),
@@ -105,61 +135,71 @@ class GatedCache:
     def logits(self, row, column):
         x = None
         for layer in self.layers:
-            x = layer.across(x, row, column)
+            x = layer.across(x, column)
         return _dense(_relu(_dense(_relu(x), self.wide)), self.head)
 
     def add(self, codes, row, column):
         x = self.embedding[codes]
         first = self.layers[0]
         first.left[:, column + first.margin] = x
-        first.above[:, row + first.margin, column + first.margin] = x
-        if column == self.grid[2] - 1:  # the row is whole, so the vertical stack can see it
+        first.above[column + first.margin, :, row + first.margin] = x
+        if column == self.width - 1 and row < self.height - 1:  # the row is whole, so later rows can see it
             for layer, below in zip(self.layers, [*self.layers[1:], None]):
                 result = layer.down(row)
                 if below:
-                    below.above[:, row + below.margin, below.margin : below.margin + self.grid[2]] = result
+                    below.above[below.margin : below.margin + self.width, :, row + below.margin] = result
 
 
 class _GatedLayerCache:
-    """The inputs of a GatedLayer so far: those of the rows `above` (N, rows, columns, C) and `left` in this row."""
+    """The inputs of a GatedLayer so far: those of the rows `above` (columns, N, rows, C) and `left` in this row.
+
+    The columns of `above` come first, so that the rows and columns under a column of the kernel are one matrix without
+    a copy. `base` (columns, N, 2 C) is all that the horizontal stack of this row adds up but the inputs to the left.
+    """
 
     def __init__(self, layer, grid, level, places):
         number, height, width = grid
-        self.first, self.margin = layer.first, layer.margin
-        self.vertical, self.horizontal, self.link, self.output = (
+        self.first, self.margin, self.width = layer.first, layer.margin, width
+        self.vertical, self.horizontal, self.link, self.mix = (
             part.get_weights() for part in (layer.vertical, layer.horizontal, layer.link, layer.mix)
         )
         condition = layer.condition.get_weights()[0][0, 0]
         # to the vertical and to the horizontal stack
         self.level, self.places = np.split(level @ condition, 2, axis=-1), np.split(places @ condition, 2, axis=-1)
         inputs = len(condition)
-        self.above = np.zeros((number, height + self.margin, width + 2 * self.margin, inputs), np.float32)
+        self.above = np.zeros((width + 2 * self.margin, number, height + self.margin, inputs), np.float32)
         self.left = np.zeros((number, width + self.margin, inputs), np.float32)
-        self.linked = np.broadcast_to(self.link[1], (number, width, len(self.link[1])))  # of the row above
+        self.sums = np.empty((2, width * number, len(self.link[1])), np.float32)  # kept, since new ones cost time
+        self._start_row(0, self.link[1])  # no row is above
 
-    def across(self, x, row, column):
+    def _start_row(self, row, linked):
+        self.base = linked + self.horizontal[1] + self.level[1] + self.places[1][row][:, None]
+
+    def across(self, x, column):
         """Return the output (N, C) of the horizontal stack at a position, from that of the layer before."""
         if not self.first:
             self.left[:, column + self.margin] = x
-        kernel, bias = self.horizontal
+        kernel, _ = self.horizontal
         seen = self.left[:, column : column + kernel.shape[1]]
-        total = seen.reshape(len(seen), -1) @ kernel.reshape(-1, kernel.shape[-1]) + bias
-        total += self.linked[:, column] + self.level[1] + self.places[1][row, column]
-        update = _dense(_gate(total), self.output)
+        total = seen.reshape(len(seen), -1) @ kernel.reshape(-1, kernel.shape[-1])
+        total += self.base[column]
+        update = _dense(_gate(total), self.mix)
         return update if self.first else x + update
 
     def down(self, row):
-        """Return the output (N, w, C) of the vertical stack for a whole row."""
+        """Return the output (columns, N, C) of the vertical stack for a whole row."""
         kernel, bias = self.vertical
-        rows = self.above[:, row : row + kernel.shape[0]]
-        width = rows.shape[2] - 2 * self.margin
-        total = np.broadcast_to(bias, (len(rows) * width, len(bias))).copy()
-        for column in range(kernel.shape[1]):
-            seen = np.moveaxis(rows[:, :, column : column + width], 1, 2).reshape(len(total), -1)
-            total += seen @ kernel[:, column].reshape(-1, kernel.shape[-1])
-        self.linked = _dense(total, self.link).reshape(len(rows), width, -1)
-        total = total.reshape(len(rows), width, -1)
-        return _gate(total + self.level[0][:, None] + self.places[0][row])
+        rows, columns, inputs, outputs = kernel.shape
+        known = min(rows, row + 1)  # of the rows under the kernel; those above the grid are zero
+        total, product = self.sums
+        total[:] = bias
+        for column in range(columns):
+            seen = self.above[column : column + self.width, :, row + rows - known : row + rows]
+            weights = kernel[rows - known :, column].reshape(-1, outputs)
+            total += np.matmul(seen.reshape(-1, known * inputs), weights, out=product)
+        total = total.reshape(self.width, -1, outputs)
+        self._start_row(row + 1, _dense(total, self.link))
+        return _gate(total + self.level[0] + self.places[0][row][:, None])
 
 
 def _gate(x):
