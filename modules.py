@@ -109,7 +109,7 @@ class VQVAE(keras.Model):
     """
 
     def __init__(self, config, encoder, quantizer, decoder):
-        super().__init__()
+        super().__init__(name="vqvae")
         self.config = config
         self.encoder = encoder
         self.quantizer = quantizer
@@ -228,7 +228,7 @@ class PixelCNN(keras.Model):
     levels = None  # the number of slice levels that it knows: none
 
     def __init__(self, config):
-        super().__init__()
+        super().__init__(name="pixelcnn")
         self.config, self.grid, self.num_embeddings = config, config.grid, config.num_embeddings
         filters = config.filters
         # called on code indices, it computes the masked convolution of their one-hot vectors

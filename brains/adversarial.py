@@ -24,7 +24,7 @@ class Discriminator(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(dtype="float32")  # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="discriminator", dtype="float32")  # the convolutions follow the policy, but not the detail of the images
         filters = config.filters
         self.scales = [
             [

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 from tqdm import tqdm
 
-from brains import devices, loop, reports, sampling, stream
+from brains import devices, loop, reports, sampling
 from brains.augment import flip_half
 from brains.backend import keras, tf
 from brains.layers import SafeConv2D, detail
@@ -28,14 +28,14 @@ class Critic(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(dtype="float32")  # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="critic", dtype="float32")  # the convolutions follow the policy, but not the detail of the images
         self.config = config
         last = config.filters[-1]
         self.features = [
             *[SafeConv2D(count, 4, strides=2, name=f"down_{i}") for i, count in enumerate(config.filters)],
             SafeConv2D(last, 3, name="wide"),
         ]
-        self.dropout = layers.Dropout(config.dropout, dtype="float32")
+        self.dropout = layers.Dropout(config.dropout, dtype="float32", name="dropout")
         self.head = layers.Dense(1, dtype="float32", name="head")
         for layer, channels in zip(self.features, (2, *config.filters)):
             layer.build((None, None, None, channels))

@@ -35,7 +35,7 @@ class MovingAverageQuantizer(VectorQuantizer):
         shape = (self.num_embeddings, self.embedding_dim)
         self.counts = self.add_weight(shape=shape[:1], initializer="zeros", trainable=False, name="counts")
         self.sums = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="sums")
-        self.draws = keras.random.SeedGenerator()  # seeded by keras.utils.set_random_seed
+        self.draws = keras.random.SeedGenerator(name="draws")  # seeded by keras.utils.set_random_seed
 
     def call(self, latents, training=False):
         codes = self.nearest(latents)
@@ -161,7 +161,7 @@ class GatedLayer(layers.Layer):
         self.link = SafeConv2D(2 * filters, 1, name="link")
         self.condition = SafeConv2D(4 * filters, 1, use_bias=False, name="condition")
         self.mix = SafeConv2D(filters, 1, name="mix")
-        self.dropout = layers.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout, name="dropout")
 
     def build(self, vertical_shape, horizontal_shape, condition_shape):
         stack, padded = vertical_shape, (None, None, None, vertical_shape[-1])
@@ -196,7 +196,7 @@ class GatedPixelCNN(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__()
+        super().__init__(name="pixelcnn")
         self.config, self.grid, self.num_embeddings = config, config.grid, config.num_embeddings
         self.levels = config.levels
         filters, dropout = config.filters, config.dropout
@@ -208,7 +208,7 @@ class GatedPixelCNN(keras.Model):
             GatedLayer(filters, config.kernel_size if i else 7, first=not i, dropout=dropout, name=f"gated_{i}")
             for i in range(config.gated_layers)
         ]
-        self.dropout = layers.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout, name="dropout")
         self.wide = SafeConv2D(filters, 1, activation="relu", name="wide")
         self.head = SafeConv2D(config.num_embeddings, 1, dtype="float32", name="head")
         shape = (None, *self.grid, filters)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,25 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import keras
+from keras import layers
+from plain import (
+    plain_load,
+    plain_pixelcnn,
+    plain_pixelcnn_step,
+    plain_sample,
+    plain_ssim,
+    plain_step,
+    plain_vqvae_step,
+)
+from steps import FAITHFUL, blocking, compiled, our_pixelcnn_step, our_vqvae_step, sharp_steps
+
 import dataset
 import modules
-import train
-from modules import keras, layers, ops, tf
+from brains import config, devices, sampling, weights
+from brains.backend import tf
 
-FAITHFUL = train.PRESETS["faithful"]
-NETWORK = {**FAITHFUL["vqvae"], "size": 128, "commitment_cost": 0.25, "latent_dim": 16, "num_embeddings": 128}
-PRIOR = {"grid": (8, 8), "num_embeddings": 128, "filters": 128, "residual_blocks": 2, "masked_layers": 2}
 BATCH = 128
-VARIANCE = 0.03445
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -111,137 +121,6 @@ def matrix_product_rate(dtype, size=2048):
     return 2 * size**3 / min(seconds(lambda: product().numpy()) for _ in range(5))
 
 
-# --- the plain algorithms ---------------------------------------------------------------------------------------------
-
-
-def plain_vqvae():
-    """The autoencoder in plain Keras layers, and its codebook."""
-    convolution = {"kernel_size": 3, "padding": "same", "activation": "relu"}
-    encoder = [layers.Conv2D(filters, strides=2, **convolution) for filters in (32, 32, 64, 64)]
-    encoder += [layers.Conv2D(128, **convolution), layers.Conv2D(16, 1)]
-    decoder = [layers.Conv2DTranspose(128, **convolution)]
-    decoder += [layers.Conv2DTranspose(filters, strides=2, **convolution) for filters in (64, 64, 32, 32)]
-    decoder += [layers.Conv2DTranspose(1, 3, padding="same")]
-    encoder = keras.Sequential([keras.Input((128, 128, 1)), *encoder])
-    decoder = keras.Sequential([keras.Input((8, 8, 16)), *decoder])
-    return encoder, decoder, keras.Variable(tf.random.uniform((128, 16), -0.05, 0.05))
-
-
-def plain_vqvae_step():
-    """A training step of it, in float32."""
-    encoder, decoder, codebook = plain_vqvae()
-    variables = [*encoder.trainable_variables, codebook, *decoder.trainable_variables]
-    optimizer = keras.optimizers.Adam(1e-3)
-
-    @tf.function
-    def step(images):
-        with tf.GradientTape() as tape:
-            latents = encoder(images)
-            distances = tf.reduce_sum((latents[..., None, :] - codebook) ** 2, axis=-1)
-            quantized = tf.gather(codebook, tf.argmin(distances, axis=-1))
-            codebook_loss = tf.reduce_mean((tf.stop_gradient(latents) - quantized) ** 2)
-            commitment_loss = tf.reduce_mean((latents - tf.stop_gradient(quantized)) ** 2)
-            reconstructions = decoder(latents + tf.stop_gradient(quantized - latents))
-            loss = tf.reduce_mean((images - reconstructions) ** 2) / VARIANCE + codebook_loss + 0.25 * commitment_loss
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
-        return loss
-
-    return step
-
-
-class PlainMaskedConv2D(layers.Conv2D):
-    """The whole kernel times its mask, convolved."""
-
-    def __init__(self, filters, kernel_size, mask_type):
-        super().__init__(filters, kernel_size, padding="same", activation="relu")
-        self.mask = modules.causal_mask(kernel_size, mask_type)
-
-    def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, kernel * self.mask)
-
-
-def plain_pixelcnn(like):
-    """The network of a PixelCNN in plain Keras layers, with its weights."""
-    codes = keras.Input(like.grid, dtype="int32")
-    x = PlainMaskedConv2D(like.config["filters"], 7, "A")(ops.one_hot(codes, like.num_embeddings))
-    for _ in range(like.config["residual_blocks"]):
-        y = layers.Conv2D(like.config["filters"], 1, activation="relu")(x)
-        y = PlainMaskedConv2D(like.config["filters"] // 2, 3, "B")(y)
-        x = x + layers.Conv2D(like.config["filters"], 1, activation="relu")(y)
-    for _ in range(like.config["masked_layers"]):
-        x = PlainMaskedConv2D(like.config["filters"], 1, "B")(x)
-    model = keras.Model(codes, layers.Conv2D(like.num_embeddings, 1)(x))
-    model.set_weights(like.get_weights())
-    return model
-
-
-def plain_pixelcnn_step(model):
-    """A training step of it, in float32."""
-    optimizer = keras.optimizers.Adam(3e-4)
-
-    @tf.function
-    def step(codes):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(codes, model(codes), from_logits=True))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
-        return loss
-
-    return step
-
-
-def plain_sample(logits_of, uniforms):
-    """Codes for uniform numbers (N, h, w): the logits of the whole grid for every code."""
-    codes = np.zeros(uniforms.shape, np.int32)
-    for row, column in np.ndindex(uniforms.shape[1:]):
-        logits = logits_of(codes)[:, row, column]
-        cumulative = np.cumsum(np.exp(logits - logits.max(axis=-1, keepdims=True)), axis=-1)
-        drawn = uniforms[:, row, column, None] * cumulative[:, -1:]
-        codes[:, row, column] = np.sum(cumulative[:, :-1] <= drawn, axis=-1)
-    return codes
-
-
-def plain_load(paths):
-    """One image at a time."""
-    images = []
-    for path in paths:
-        levels = np.asarray(Image.open(path), np.float32)
-        images.append(np.asarray(Image.fromarray(levels).resize((128, 128), Image.Resampling.BOX)) / 255 - 0.5)
-    return np.stack(images)[..., None]
-
-
-# --- ours -------------------------------------------------------------------------------------------------------------
-
-
-def compiled(gradients, *batch):
-    """train.py's step, on one device, as a function of a batch like this."""
-    signature = [tf.TensorSpec((), "float32"), *(tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in batch)]
-    step = train.make_step(tf.distribute.get_strategy(), gradients, signature)
-    return lambda *batch: step(np.float32(1), *batch)
-
-
-def our_vqvae_step(policy, images):
-    keras.config.set_dtype_policy(policy)
-    model = modules.VQVAE(**NETWORK)
-    training = train.Training("VQ-VAE", model, FAITHFUL["vqvae_learning_rate"], {}, None)
-    step = compiled(train.gradients_of(training, train.vqvae_loss(model, VARIANCE)), images)
-    keras.config.set_dtype_policy("float32")
-    return step, model
-
-
-def our_pixelcnn_step(policy, codes):
-    keras.config.set_dtype_policy(policy)
-    model = modules.PixelCNN(**PRIOR)
-    training = train.Training("PixelCNN", model, FAITHFUL["pixelcnn_learning_rate"], {}, None)
-    step = compiled(train.gradients_of(training, lambda codes: train.pixelcnn_loss(model, codes, None)), codes)
-    keras.config.set_dtype_policy("float32")
-    return step, model
-
-
-def blocking(step, batch):
-    """A call of the step that waits for its figures."""
-    return lambda: [np.asarray(figure) for figure in keras.tree.flatten(step(batch))]
-
-
 # --- the measurements -------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +139,7 @@ def bench_sampling(rates):
             compare(
                 f"sample {number} grids, reference: {name} per code",
                 lambda uniforms=uniforms, logits_of=logits_of: plain_sample(logits_of, uniforms),
-                lambda number=number: modules.sample(pixelcnn, number, seed=0),
+                lambda number=number: sampling.sample(pixelcnn, number, seed=0),
                 turns=3,
                 floor=floor,
             )
@@ -268,22 +147,59 @@ def bench_sampling(rates):
 
 
 def bench_gated_sampling():
-    """Sampling from the prior of the sharp preset, beside the same network's whole forward pass per code."""
-    pixelcnn = modules.load_models(ROOT / "trained_models" / "sharp")[1]
-    levels = modules.spread_levels(pixelcnn, 8)
-    uniforms = np.random.default_rng(0).random((8, *pixelcnn.grid), np.float32)
-    forward = tf.function(lambda codes: pixelcnn(codes, levels))
+    """Compare sampling from the sharp prior with the same network's whole forward pass per code."""
+    pixelcnn = weights.load_models(ROOT / "trained_models" / "sharp")[1]
+    for number in (8, 256):
+        levels = sampling.spread_levels(pixelcnn, number)
+        uniforms = np.random.default_rng(0).random((number, *pixelcnn.grid), np.float32)
+        forward = tf.function(lambda codes, levels=levels: pixelcnn(codes, levels))
+        compare(
+            f"sample {number} sharp grids, reference: compiled pass per code",
+            lambda forward=forward, uniforms=uniforms: plain_sample(lambda codes: forward(codes).numpy(), uniforms),
+            lambda number=number: sampling.sample(pixelcnn, number, seed=0),
+            turns=1 if number > 8 else 3,
+        )
+        if number == 8:
+            print_differing(plain_sample(lambda codes: forward(codes).numpy(), uniforms), pixelcnn)
+
+
+def bench_ssim(images):
+    """Compare SSIM, and a loss by it with the gradient, with TensorFlow's own function."""
+    others = images[::-1].copy()
+
+    def with_gradient(ssim):
+        @tf.function
+        def value(images, others):
+            with tf.GradientTape() as tape:
+                tape.watch(others)
+                loss = tf.reduce_mean(ssim(images, others))
+            return tape.gradient(loss, others)
+
+        batch = tf.constant(images[:32]), tf.constant(others[:32])
+        return lambda: value(*batch).numpy()
+
+    reference = tf.function(plain_ssim)
     compare(
-        "sample 8 sharp grids, reference: compiled pass per code",
-        lambda: plain_sample(lambda codes: forward(codes).numpy(), uniforms),
-        lambda: modules.sample(pixelcnn, 8, seed=0),
-        turns=3,
+        f"SSIM of {len(images)} slices, reference: tf.image.ssim",
+        lambda: reference(images, others).numpy(),
+        lambda: modules.ssim(images, others),
     )
-    print_differing(plain_sample(lambda codes: forward(codes).numpy(), uniforms), pixelcnn)
+    compare("SSIM and its gradient, 32 slices", with_gradient(plain_ssim), with_gradient(modules.ssim_tensor))
+
+
+def bench_sharp_training(images):
+    """Compare a step of each sharp stage with the plain step of the same network."""
+    for stage, (gradients, batch, model, loss) in sharp_steps(images[:32]).items():
+        step = blocking(compiled(gradients, *batch), *batch)
+        if loss is None:  # there is no shorter way to write an adversarial step
+            times = [seconds(step) for _ in range(4)][1:]
+            print(f"{'train sharp: ' + stage + ', 32':58}{'':12}{duration(np.median(times))}", flush=True)
+        else:
+            compare(f"train sharp: {stage}, 32", blocking(plain_step(model, loss), *batch), step, 3)
 
 
 def print_differing(plain_codes, pixelcnn):
-    ours = modules.sample(pixelcnn, len(plain_codes), seed=0)
+    ours = sampling.sample(pixelcnn, len(plain_codes), seed=0)
     differing = np.mean(np.any(plain_codes != ours, axis=(1, 2)))
     print(f"  grids of the {len(ours)} that differ between the plain sampler and ours: {differing:.2%}")
 
@@ -291,14 +207,14 @@ def print_differing(plain_codes, pixelcnn):
 def example_prior(**changes):
     """The shipped prior, or one of other dimensions with random weights."""
     folder = ROOT / "trained_models" / "faithful"
-    return modules.PixelCNN(**PRIOR | changes) if changes else modules.load_models(folder)[1]
+    return modules.PixelCNN(replace(FAITHFUL.prior_network, **changes)) if changes else weights.load_models(folder)[1]
 
 
 def bench_training(rates, images):
-    policy = train.choose_precision("auto")
+    policy = devices.choose_precision()
     codes = np.random.default_rng(0).integers(0, 128, (BATCH, 8, 8), np.int32)
     print(f"  precision chosen on this machine: {policy}")
-    plain, plain_prior = plain_vqvae_step(), plain_pixelcnn_step(plain_pixelcnn(modules.PixelCNN(**PRIOR)))
+    plain, plain_prior = plain_vqvae_step(), plain_pixelcnn_step(plain_pixelcnn(modules.PixelCNN(FAITHFUL.prior_network)))
     for ours in dict.fromkeys(("float32", policy)):
         rate = rates["float32" if ours == "float32" else "bfloat16"]
         step, model = our_vqvae_step(ours, images)
@@ -344,7 +260,7 @@ def process(*arguments):
 
 def slices_folder(scratch, count=2000):
     """The genuine slices where they are; else as many made-up ones of the same size."""
-    genuine = ROOT / "dataset" / dataset.TOP_FOLDER
+    genuine = ROOT / "dataset" / config.TOP_FOLDER
     if (genuine / "keras_png_slices_train").is_dir():
         return genuine
     folder = Path(scratch) / "keras_png_slices_train"
@@ -370,8 +286,8 @@ def draw_growth(path, folder):
     figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     pixelcnn = example_prior()
     numbers = (1, 10, 100, 1000, 10_000)
-    modules.sample(pixelcnn, 8, seed=0)
-    times = [seconds(lambda number=number: modules.sample(pixelcnn, number, seed=0)) for number in numbers]
+    sampling.sample(pixelcnn, 8, seed=0)
+    times = [seconds(lambda number=number: sampling.sample(pixelcnn, number, seed=0)) for number in numbers]
     curve(panels[0], "sample 8x8 grids", "grids", numbers, times)
     sizes = (8, 12, 16, 24, 32)
     priors = [example_prior(grid=(size, size)) for size in sizes]
@@ -380,12 +296,12 @@ def draw_growth(path, folder):
         "sample 8 grids",
         "codes a side",
         sizes,
-        [seconds(lambda prior=prior: modules.sample(prior, 8, seed=0)) for prior in priors],
+        [seconds(lambda prior=prior: sampling.sample(prior, 8, seed=0)) for prior in priors],
     )
     paths = sorted((folder / "keras_png_slices_train").iterdir())
     counts = [count for count in (128, 512, 2048, 8192) if count <= len(paths)]
     images = np.zeros((BATCH, 128, 128, 1), np.float32)
-    step = blocking(our_vqvae_step(train.choose_precision("auto"), images)[0], images)
+    step = blocking(our_vqvae_step(devices.choose_precision(), images)[0], images)
     step()
     epochs = [seconds(lambda count=count: [step() for _ in range(count // BATCH)]) for count in counts]
     curve(panels[2], "VQ-VAE, an epoch", "training images", counts, epochs)
@@ -416,7 +332,9 @@ def main():
         folder = slices_folder(scratch)
         bench_sampling(rates)
         bench_gated_sampling()
+        bench_ssim(images)
         bench_training(rates, images)
+        bench_sharp_training(images)
         bench_loading(folder)
         bench_start(folder)
         if args.plot:

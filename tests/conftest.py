@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 for variable in ("DISPLAY", "OASIS_URL", "TF_CONFIG"):
     os.environ.pop(variable, None)
 os.environ["NO_PROXY"] = "127.0.0.1"

@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from benchmark import BATCH, NETWORK, ROOT, VARIANCE, compare, compiled, processor, seconds
+from benchmark import BATCH, ROOT, compare, processor, seconds
 from conftest import free_addresses
 from PIL import Image
+from steps import FAITHFUL, SHARP, compiled, our_pixelcnn_step, our_vqvae_step, sharp_steps
 
-import dataset
-import modules
-import train
-from modules import keras, tf
+from brains import cli, devices, stream
+from brains.backend import keras, tf
 
 STREAMED = 10_000  # slices
 GPU = 40  # times this machine, assumed
@@ -48,9 +47,15 @@ for _ in range(25):
 print(np.median(times[5:]))
 """
 TRAIN_SMALL = """
-import dataset, train
-train.PRESETS["faithful"] |= {"vqvae": {"filters": (4, 4, 4, 4), "bottleneck": 4}, "pixelcnn": {"filters": 4}}
-dataset.run(train.main)
+from dataclasses import replace
+import train
+from brains import cli, config
+config.PRESETS["faithful"] = replace(
+    config.PRESETS["faithful"],
+    vqvae_network=config.VQVAEConfig(filters=(4, 4, 4, 4), bottleneck=4),
+    prior_network=config.PixelCNNConfig(filters=4),
+)
+cli.run(train.main)
 """
 
 
@@ -60,17 +65,18 @@ dataset.run(train.main)
 def bench_stream(scratch):
     """Compare batches from a Store with those from an array; returns slices a second of the stream alone."""
     images = made_up(STREAMED)
-    strategy, some = tf.distribute.get_strategy(), train.shuffled(STREAMED, BATCH, 0)
-    vqvae = modules.VQVAE(**NETWORK)
-    training = train.Training("VQ-VAE", vqvae, 1e-3, {}, None)
-    step = call(train.gradients_of(training, train.vqvae_loss(vqvae, VARIANCE)), images[:BATCH])
+    strategy, batches = tf.distribute.get_strategy(), stream.shuffled(STREAMED, BATCH, 0)
+    step, vqvae = our_vqvae_step("float32", images[:BATCH])
+
+    def waiting(batch):
+        return [np.asarray(value) for value in step(batch).values()]
 
     def from_array(use, batches):
         for batch in batches:
             use(images[batch])
 
     def from_store(store, use, batches):
-        for batch in train.feed(strategy, lambda chosen, _: [store[chosen]], batches, (0,))[0]:
+        for batch in stream.feed(strategy, lambda chosen, _: [store[chosen]], batches, (0,))[0]:
             use(batch[1])
 
     def touch(batch):
@@ -78,22 +84,22 @@ def bench_stream(scratch):
 
     rates = []
     for where, limit in (("memory", None), ("a file", 0)):
-        store = dataset.store_of_images(STREAMED, scratch / "slices.bin", limit)
-        for part in train.parts(STREAMED):
+        store = stream.store_of_images(STREAMED, scratch / "slices.bin", limit)
+        for part in stream.parts(STREAMED):
             store[part] = images[part]
         compare(
             f"the VQ-VAE, 2,560 slices from {where}, reference: an array",
-            lambda: from_array(step, some[:20]),
-            lambda store=store: from_store(store, step, some[:20]),
+            lambda: from_array(waiting, batches[:20]),
+            lambda store=store: from_store(store, waiting, batches[:20]),
             turns=3,
         )
         compare(
             f"their codes, {STREAMED:,} from {where}, reference: an array",
             lambda: vqvae.encode(images),
-            lambda store=store: train.encode(vqvae, store, scratch / "codes.bin"),
+            lambda store=store: stream.encode(vqvae, store, scratch / "codes.bin"),
             turns=3,
         )
-        rates.append(STREAMED / min(seconds(lambda store=store: from_store(store, touch, some)) for _ in range(3)))
+        rates.append(STREAMED / min(seconds(lambda store=store: from_store(store, touch, batches)) for _ in range(3)))
     print(f"  the stream alone: {rates[0]:,.0f} slices a second from memory, {rates[1]:,.0f} from a file")
     return rates[0]
 
@@ -102,52 +108,31 @@ def bench_stream(scratch):
 
 
 def stages():
-    """The training steps by name: (a call of one, the slices in its batch, the bytes that its devices sum)."""
-    keras.config.set_dtype_policy(train.choose_precision("auto"))
-    found = {}
-    for preset, content in train.PRESETS.items():
-        flags = content["flags"]
-        shape = {"latent_dim": flags["latent_dim"], "num_embeddings": flags["embeddings"]}
-        vqvae = modules.VQVAE(size=128, commitment_cost=train.COMMITMENT_COST, **shape, **content["vqvae"])
-        training = train.Training("VQ-VAE", vqvae, content["vqvae_learning_rate"], {}, None)
-        gradients = train.gradients_of(training, train.vqvae_loss(vqvae, VARIANCE, content["ssim_weight"]))
-        vectors = vqvae.quantizer.codebook.shape
-        # counts, sums and vectors drawn for revival, where the codebook does not follow gradients
-        statistics = 0 if vqvae.quantizer.decay is None else 4 * (vectors[0] + 2 * np.prod(vectors))
-        images = made_up(flags["vqvae_batch_size"])
-        found[f"{preset}: VQ-VAE"] = call(gradients, images), len(images), size(vqvae) + statistics
-        if "discriminator" in content:
-            images = made_up(flags["adversarial_batch_size"])
-            discriminator = modules.Discriminator(**content["discriminator"])
-            optimizer = train.make_adam(discriminator.trainable_variables, 1e-3)
-            frozen, weights = train.copy_of(vqvae), content["adversarial_weights"]
-            gradients = train.adversarial_gradients(training, frozen, discriminator, optimizer, weights, VARIANCE)
-            summed = size(vqvae) + size(discriminator) + statistics
-            found[f"{preset}: adversarial"] = call(gradients, images), len(images), summed
-        codes = vqvae.encode(made_up(flags["pixelcnn_batch_size"]))
-        levels = np.zeros(len(codes), np.int32)
-        network = {"grid": codes.shape[1:], "num_embeddings": flags["embeddings"], **content["pixelcnn"]}
-        if "gated_layers" in network:
-            network["levels"] = dataset.LEVELS
-        else:
-            network |= {name: flags[name] for name in ("residual_blocks", "masked_layers")}
-        prior = modules.build_prior(**network)
-        training = train.Training("PixelCNN", prior, content["pixelcnn_learning_rate"], {}, None)
-        gradients = train.gradients_of(training, lambda *batch, prior=prior: train.pixelcnn_loss(prior, *batch))
-        found[f"{preset}: PixelCNN"] = call(gradients, codes, levels), len(codes), size(prior)
-        if "critic" in content:
-            critic = modules.Critic(**content["critic"])
-            training = train.Training("critic", critic, content["critic_learning_rate"], {}, None)
-            used = train.as_used(vqvae)
-
-            def loss(images, codes, critic=critic, used=used):
-                return train.critic_loss(critic, used, used.quantizer.nearest(used.encoder(images)), codes)
-
-            images = made_up(flags["critic_batch_size"])
-            gradients = train.gradients_of(training, loss)
-            found[f"{preset}: critic"] = call(gradients, images, vqvae.encode(images)), len(images), size(critic)
+    """Return the training steps {name: (a call of one, the slices in its batch, the bytes that its devices sum)}."""
+    policy = devices.choose_precision()
+    images = made_up(FAITHFUL.vqvae.batch_size)
+    step, vqvae = our_vqvae_step(policy, images)
+    codes = vqvae.encode(images)
+    prior_step, prior = our_pixelcnn_step(policy, codes)
+    found = {
+        "faithful: VQ-VAE": (waiting_for(step, images), len(images), size(vqvae)),
+        "faithful: PixelCNN": (waiting_for(prior_step, codes), len(codes), size(prior)),
+    }
+    keras.config.set_dtype_policy(policy)
+    images = made_up(SHARP.vqvae.batch_size)
+    for stage, (gradients, batch, model, _) in sharp_steps(images).items():
+        summed = size(model)
+        if stage in ("vqvae", "adversarial"):  # counts, sums and vectors drawn for revival
+            vectors = model.quantizer.codebook.shape
+            summed += 4 * (vectors[0] + 2 * int(np.prod(vectors)))
+        found[f"sharp: {stage}"] = waiting_for(compiled(gradients, *batch), *batch), len(images), summed
     keras.config.set_dtype_policy("float32")
     return found
+
+
+def waiting_for(step, *batch):
+    """Return a call of a step that waits for its figures."""
+    return lambda: [np.asarray(value) for value in step(*batch).values()]
 
 
 def made_up(number):
@@ -159,12 +144,6 @@ def made_up(number):
 def size(model):
     """Bytes of a model's gradients."""
     return 4 * sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
-def call(gradients, *batch):
-    """train.py's step on one device, as a call with a batch that waits for its figures."""
-    step = compiled(gradients, *batch)
-    return lambda *other: [np.asarray(value) for value in step(*(other or batch)).values()]
 
 
 def bench_sums(streamed):
@@ -236,8 +215,8 @@ def write_slices(folder, count, different=500):
     for number in range(count):
         path = split / f"case_{number // 32:06}_slice_{number % 32}.nii.png"
         if number < different:
-            levels = np.where(disc < rng.uniform(0.5, 0.9), rng.integers(60, 190, (256, 256)), 0)
-            Image.fromarray(levels.astype(np.uint8)).save(path)
+            grey = np.where(disc < rng.uniform(0.5, 0.9), rng.integers(60, 190, (256, 256)), 0)
+            Image.fromarray(grey.astype(np.uint8)).save(path)
         else:
             other = number % different
             os.link(split / f"case_{other // 32:06}_slice_{other % 32}.nii.png", path)
@@ -246,7 +225,7 @@ def write_slices(folder, count, different=500):
 
 def main():
     parser = argparse.ArgumentParser(description="Measure what more slices and more devices cost.")
-    parser.add_argument("--memory", type=dataset.positive, nargs="+", metavar="N", help="slices to train on")
+    parser.add_argument("--memory", type=cli.positive, nargs="+", metavar="N", help="slices to train on")
     args = parser.parse_args()
     print(f"{processor()}; TensorFlow {tf.__version__}, Keras {keras.__version__}", flush=True)
     if args.memory:

@@ -1,27 +1,24 @@
-"""The data: what is fetched, what is refused, and the arrays that come out."""
+"""The slices of folders and zips: the arrays that come out, and what is refused."""
 
 import shutil
-import sys
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import SLICES, head, zip_folder
+from conftest import SLICES, head, serve, zip_folder
 from PIL import Image
 
 import dataset
-from dataset import UserError
+from brains import config
+from brains.cli import UserError
+from brains.names import case_of
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch, tmp_path):
-    """No test reaches a real address, waits between attempts or writes to the real data folder."""
-    monkeypatch.setattr(dataset, "SOURCES", ())
-    monkeypatch.setattr(dataset.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(dataset, "DATASET", tmp_path / "dataset")
-    dataset.note.cache_clear()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OASIS_URL", raising=False)
+def kept(monkeypatch, tmp_path):
+    """The data folder of a test, not the real one."""
+    monkeypatch.setattr(config, "DATASET", tmp_path / "dataset")
+    return config.DATASET
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -30,19 +27,19 @@ def no_waiting(monkeypatch, tmp_path):
 def test_split_is_the_two_by_two_mean_in_natural_order(tmp_path):
     folder = tmp_path / "keras_png_slices_test"
     folder.mkdir()
-    levels = np.random.default_rng(0).integers(0, 256, (3, 256, 256), dtype=np.uint8)
-    for name, level in zip(("case_010_slice_0", "case_009_slice_10", "case_009_slice_2"), levels):
-        Image.fromarray(level).save(folder / f"{name}.nii.png")
+    grey = np.random.default_rng(0).integers(0, 256, (3, 256, 256), dtype=np.uint8)
+    for name, values in zip(("case_010_slice_0", "case_009_slice_10", "case_009_slice_2"), grey):
+        Image.fromarray(values).save(folder / f"{name}.nii.png")
     images, names, _ = dataset.load_split("test", folder)
     assert names == [f"case_{name}.nii.png" for name in ("009_slice_2", "009_slice_10", "010_slice_0")]
     assert images.shape == (3, 128, 128, 1) and images.dtype == np.float32
-    mean = levels[::-1].reshape(3, 128, 2, 128, 2).mean((2, 4)) / 255 - 0.5
+    mean = grey[::-1].reshape(3, 128, 2, 128, 2).mean((2, 4)) / 255 - 0.5
     np.testing.assert_allclose(images[..., 0], mean, atol=1e-6)
 
 
 def test_case_of_a_name():
-    assert dataset.case_of("case_441_slice_3.nii.png") == "case_441"
-    assert dataset.case_of("my scan.png") == "my scan.png"
+    assert case_of("case_441_slice_3.nii.png") == "case_441"
+    assert case_of("my scan.png") == "my scan.png"
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF"])
@@ -50,8 +47,8 @@ def test_case_of_a_name():
 def test_image_formats_and_colours(tmp_path, format, mode):
     if (format, mode) == ("JPEG", "P"):
         pytest.skip("JPEG has no palette")
-    levels = np.where(np.arange(200) < 100, 0, 255).astype(np.uint8) * np.ones((200, 1), np.uint8)
-    Image.fromarray(levels).convert(mode).save(tmp_path / "image", format=format)
+    grey = np.where(np.arange(200) < 100, 0, 255).astype(np.uint8) * np.ones((200, 1), np.uint8)
+    Image.fromarray(grey).convert(mode).save(tmp_path / "image", format=format)
     image = dataset.load_image(tmp_path / "image")
     assert image.shape == (128, 128, 1) and image.dtype == np.float32
     np.testing.assert_allclose(image[:, :60], -0.5, atol=0.03)
@@ -123,6 +120,7 @@ def make_bomb(path):
     Image.new("1", (30_000, 30_000)).save(path, format="PNG")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as dataset.py does
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -191,24 +189,28 @@ def test_split_that_is_missing_or_empty_is_refused(miniature, tmp_path):
     shutil.copytree(miniature / "keras_png_slices_test", tmp_path / "keras_png_slices_test")
     assert len(dataset.load_split("test", tmp_path).names) == 2 * SLICES  # no other split need be there
     (tmp_path / "keras_png_slices_validate").mkdir()
-    for split in ("train", "validate"):
-        with pytest.raises(UserError, match=f"no slices in a folder keras_png_slices_{split}"):
-            dataset.load_split(split, tmp_path)
+    with pytest.raises(UserError, match="no slices in a folder keras_png_slices_train"):
+        dataset.load_split("train", tmp_path)
+    with pytest.raises(UserError, match="keras_png_slices_validate: no slices here"):
+        dataset.load_split("validate", tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         dataset.load_split("test", tmp_path / "nowhere")
 
 
-def test_genuine_split_with_files_missing_is_refused_with_their_number(miniature, tmp_path, monkeypatch):
+def test_part_of_the_genuine_split_is_used_with_a_note_of_both_numbers(miniature, tmp_path, monkeypatch, capsys):
     whole = dataset.load_split("test", miniature)
-    first = miniature / "keras_png_slices_test" / whole.names[0]
-    landmarks = {first.name: dataset.hashlib.sha256(first.read_bytes()).hexdigest()[:8]}
-    monkeypatch.setitem(dataset.GENUINE, "test", dataset.Genuine(len(whole.names), whole.digest, landmarks))
+    monkeypatch.setitem(dataset.GENUINE, "test", (len(whole.names), whole.digest))
+    capsys.readouterr()
     assert dataset.is_genuine("test", dataset.load_split("test", miniature).digest)
+    assert capsys.readouterr().err == ""
     folder = shutil.copytree(miniature / "keras_png_slices_test", tmp_path / "keras_png_slices_test")
     (folder / whole.names[3]).unlink()
     (folder / whole.names[9]).unlink()
-    with pytest.raises(UserError, match="2 of the 16 slices"):
-        dataset.load_split("test", tmp_path)
+    part = dataset.load_split("test", tmp_path)
+    assert part.names == [name for name in whole.names if name not in (whole.names[3], whole.names[9])]
+    assert not dataset.is_genuine("test", part.digest)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder) in line and "14 images where that has 16" in line
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_broken_file_in_a_split_is_named(miniature, tmp_path, make, words):
         dataset.load_split("test", tmp_path)
 
 
-def test_corrupt_zip_is_refused(miniature_zip, tmp_path):
+def test_corrupt_zip_is_refused_and_leaves_nothing(miniature_zip, tmp_path, kept):
     content = bytearray(miniature_zip.read_bytes())
     with zipfile.ZipFile(miniature_zip) as archive:
         offset = next(info.header_offset for info in archive.infolist() if "_test/case_442" in info.filename)
@@ -232,6 +234,7 @@ def test_corrupt_zip_is_refused(miniature_zip, tmp_path):
     (tmp_path / "half.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="half.zip: neither a folder nor a sound zip"):
         dataset.load_split("test", tmp_path / "half.zip")
+    assert not list(kept.iterdir())
 
 
 def test_zip_with_an_entry_of_the_folder_itself(miniature_zip, tmp_path):
@@ -242,131 +245,42 @@ def test_zip_with_an_entry_of_the_folder_itself(miniature_zip, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/tmp/evil.png", "a\\..\\..\\evil.png", "C:/evil.png"])
-def test_zip_with_a_member_that_climbs_out_is_refused(miniature_zip, tmp_path, name):
-    shutil.copy(miniature_zip, tmp_path / "evil.zip")
-    with zipfile.ZipFile(tmp_path / "evil.zip", "a") as archive:
+def test_zip_with_a_member_that_climbs_out_is_refused(miniature_zip, tmp_path, kept, name):
+    evil = shutil.copy(miniature_zip, tmp_path / "evil.zip")
+    with zipfile.ZipFile(evil, "a") as archive:
         archive.writestr(name, b"evil")
     with pytest.raises(UserError, match="would land outside"):
-        dataset.load_split("test", tmp_path / "evil.zip")
-    dataset.DATASET.mkdir()
-    with pytest.raises(UserError, match="would land outside"):
-        dataset.unpack(tmp_path / "evil.zip", ["test"], genuine=False)
-    assert not list(dataset.DATASET.iterdir())
+        dataset.load_split("test", evil)
+    assert not list(kept.iterdir())
+    with serve(evil) as server, pytest.raises(UserError, match="would land outside"):
+        dataset.load_split("test", url=f"{server.url}/data.zip")
+    assert not list(kept.iterdir())
 
 
-# --- fetching ---------------------------------------------------------------------------------------------------------
+def test_zip_is_extracted_once_and_anew_when_it_has_changed(miniature, miniature_zip, tmp_path, kept):
+    shutil.copy(miniature_zip, tmp_path / "data.zip")
+    paths = dataset.slice_paths("test", tmp_path / "data.zip")
+    (folder,) = kept.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"keras_png_slices_{split}" for split in ("test", "train", "validate")
+    ]
+    paths[0].write_bytes(b"mine")
+    assert dataset.slice_paths("test", tmp_path / "data.zip")[0].read_bytes() == b"mine"
+    zip_folder(miniature / "keras_png_slices_test", tmp_path / "data.zip")
+    assert dataset.load_split("test", tmp_path / "data.zip").names == [path.name for path in paths]
+    assert dataset.slice_paths("test", tmp_path / "data.zip")[0].parent != paths[0].parent
 
 
-def fetched():
-    return sorted(folder.name for folder in (dataset.DATASET / dataset.TOP_FOLDER).glob("*"))
+# --- the script -------------------------------------------------------------------------------------------------------
 
 
-def test_fetch_puts_the_splits_in_place_without_masks(server, miniature):
-    images = dataset.load_split("train", url=f"{server.url}/data.zip").images
-    np.testing.assert_array_equal(images, dataset.load_split("train", miniature).images)
-    assert fetched() == [f"keras_png_slices_{split}" for split in ("test", "train", "validate")]
-    assert [path.name for path in dataset.DATASET.iterdir()] == [dataset.TOP_FOLDER]  # no zip, part or temporary folder
-    dataset.load_split("test", url=f"{server.url}/data.zip")
-    assert len(server.requests) == 1
-
-
-def test_only_what_is_missing_is_fetched(server, miniature):
-    dataset.load_split("test", url=f"{server.url}/data.zip")
-    kept = dataset.DATASET / dataset.TOP_FOLDER / "keras_png_slices_train" / "case_001_slice_0.nii.png"
-    kept.write_bytes(b"mine")
-    shutil.rmtree(dataset.DATASET / dataset.TOP_FOLDER / "keras_png_slices_test")
-    dataset.load_split("test", url=f"{server.url}/data.zip")
-    assert kept.read_bytes() == b"mine"
-
-
-def test_broken_transfer_is_resumed_where_the_server_allows_it(server):
-    server.cuts = 2
-    dataset.load_split("test", url=f"{server.url}/cut")
-    first, *resumed = [header for _, header in server.requests]
-    starts = [int(header.removeprefix("bytes=").removesuffix("-")) for header in resumed]
-    assert first is None and 0 < starts[0] < starts[1] and len(starts) == 2
-
-
-def test_broken_transfer_starts_anew_where_the_server_has_no_range(server):
-    server.cuts = 2
-    dataset.load_split("test", url=f"{server.url}/norange")
-    assert len(server.requests) == 3
-
-
-def test_transfer_of_an_earlier_run_is_continued(server):
-    server.cuts = dataset.ATTEMPTS
-    with pytest.raises(UserError, match="gave up after 4 attempts"):
-        dataset.load_split("test", url=f"{server.url}/cut")
-    assert not fetched()
-    dataset.load_split("test", url=f"{server.url}/cut")
-    assert server.requests[-1][1] is not None
-
-
-@pytest.mark.parametrize(
-    "path, words, requests",
-    [
-        ("/404", "HTTP status 404", 1),
-        ("/500", "HTTP status 500", dataset.ATTEMPTS),
-        ("/page", "not a zip but a web page", 1),
-        ("/garbage", "neither a folder nor a sound zip", 1),
-    ],
-)
-def test_bad_answers_are_told_in_one_line(server, path, words, requests):
-    with pytest.raises(UserError, match=words) as caught:
-        dataset.load_split("test", url=server.url + path)
-    assert server.url + path in str(caught.value) and "--data" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(server.requests) == requests
-    assert not list(dataset.DATASET.iterdir())
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data.zip", "http://a..b/data.zip", "nonsense"])
-def test_address_without_a_server_is_told_in_one_line(url):
-    with pytest.raises(UserError, match="refused|not an address") as caught:
-        dataset.load_split("test", url=url)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def genuine_miniature(miniature, monkeypatch):
-    """The digests of the miniature in place of those of the genuine set."""
-    for split in dataset.SPLITS:
-        images, _, digest = dataset.load_split(split, miniature)
-        monkeypatch.setitem(dataset.GENUINE, split, dataset.Genuine(len(images), digest, {}))
-
-
-def test_next_address_is_tried_and_the_genuine_set_accepted(server, monkeypatch, genuine_miniature, capsys):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/404", f"{server.url}/data.zip"))
-    monkeypatch.setenv("OASIS_URL", f"{server.url}/page")
-    dataset.load_split("test")
-    assert [path for path, _ in server.requests] == ["/page", "/404", "/data.zip"]
-    assert "differs" not in capsys.readouterr().err
-
-
-def test_built_in_address_must_give_the_genuine_set(server, monkeypatch):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/data.zip",))
-    with pytest.raises(UserError, match="not the genuine ones"):
-        dataset.load_split("test")
-    assert not fetched() and not list(dataset.DATASET.iterdir())
-
-
-def test_full_disk_leaves_nothing_half_written(server, monkeypatch):
-    def full(member, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / member.name).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset, "_extract", full)
-        with pytest.raises(UserError, match="No space left on device"):
-            dataset.load_split("test", url=f"{server.url}/data.zip")
-    assert [path.suffix for path in dataset.DATASET.iterdir()] == [".part"]
-    dataset.load_split("test", url=f"{server.url}/data.zip")  # with space again, without a second transfer
-    assert server.requests[-1][1] == f"bytes={len(server.content)}-"
-
-
-def test_dataset_script_says_what_is_there(miniature, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dataset.py", "--data", str(miniature)])
-    dataset.main()
-    out = capsys.readouterr().out
+def test_dataset_script_says_what_is_there(miniature, program):
+    out, _ = program.run("dataset.py", "--data", miniature)
     assert f"train: {6 * SLICES} slices of 6 cases, not genuine" in out and "(16, 128, 128, 1)" in out
+    assert f"validate: {2 * SLICES} slices of 2 cases, not genuine" in out
+
+
+@pytest.mark.parametrize("flag", ["--data", "--url"])
+def test_flags_of_the_slices_do_not_go_with_cutting_them(program, tmp_path, flag):
+    line = program.fails("dataset.py", flag, tmp_path, "slices", tmp_path, tmp_path / "new", status=2)
+    assert flag in line and not (tmp_path / "new").exists()

@@ -9,17 +9,18 @@ from conftest import head
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-import evaluate
 import modules
 import ssim
-from dataset import bootstrap_interval
-from evaluate import Pictures
+from brains import config, fidelity, memory
+from brains.fidelity import SliceSet, unit
+from brains.judge import Judge, judge_prior
+from brains.statistics import bootstrap_interval, mean
 
 
 def people(numbers, slices=8):
-    """Slices of some people, as Pictures."""
-    levels = np.stack([head(number, k, size=128) for number in numbers for k in range(slices)])
-    return Pictures(levels, np.repeat([f"case_{number:03}" for number in numbers], slices))
+    """Return the SliceSet of slices of some people."""
+    grey = np.stack([head(number, k, size=128) for number in numbers for k in range(slices)])
+    return SliceSet(grey, np.repeat([f"case_{number:03}" for number in numbers], slices))
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +46,30 @@ def test_frechet_distance_of_gaussians_has_its_closed_form():
     rng = np.random.default_rng(0)
     points, others = rng.normal(size=(2, 100_000, 4))
     scale, shift = np.array([1, 2, 3, 1]), np.array([1, 0, -2, 0.5])
-    assert evaluate.frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
+    assert fidelity.frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
     expected = np.sum(shift**2) + np.sum((scale - 1) ** 2)
-    assert evaluate.frechet_distance(points, others * scale + shift) == pytest.approx(expected, rel=0.02)
+    assert fidelity.frechet_distance(points, others * scale + shift) == pytest.approx(expected, rel=0.02)
 
 
 def test_pyramid_adds_up_and_tells_scales_apart():
     rng = np.random.default_rng(0)
-    flat = evaluate.laplacian_pyramid(np.full((2, 128, 128), 0.4, np.float32))
+    flat = fidelity.laplacian_pyramid(np.full((2, 128, 128), 0.4, np.float32))
     assert [level.shape for level in flat] == [(2, side, side) for side in (128, 64, 32, 16)]
     for level in flat[:-1]:
         np.testing.assert_allclose(level, 0, atol=1e-6)
     np.testing.assert_allclose(flat[-1], 0.4, atol=1e-6)
     stripes = np.tile(np.float32([0, 1]), (1, 128, 64))  # a pixel wide
-    energy = [np.abs(level).mean() for level in evaluate.laplacian_pyramid(stripes)[:-1]]
+    energy = [np.abs(level).mean() for level in fidelity.laplacian_pyramid(stripes)[:-1]]
     assert energy[0] > 10 * max(energy[1:])
-    noise = evaluate.laplacian_pyramid(rng.normal(size=(1, 128, 128)).astype(np.float32))
+    noise = fidelity.laplacian_pyramid(rng.normal(size=(1, 128, 128)).astype(np.float32))
     assert noise[0].std() > noise[1].std() > noise[2].std()
 
 
 def test_sliced_distance_of_a_set_to_itself_is_zero_and_blur_raises_the_finest(halves):
-    real, others = (evaluate.laplacian_pyramid(half.unit) for half in halves)
-    blur = evaluate.laplacian_pyramid(blurred(halves[1]).unit)
+    real, others = (fidelity.laplacian_pyramid(unit(half.grey)) for half in halves)
+    blur = fidelity.laplacian_pyramid(unit(blurred(halves[1]).grey))
     itself, floor, of_blur = (
-        np.array(evaluate.sliced_wasserstein(some, real, seed=0)) for some in (real, others, blur)
+        np.array(fidelity.sliced_wasserstein(some, real, seed=0)) for some in (real, others, blur)
     )
     assert np.all(itself == 0) and np.all(floor > 0)
     ratio = of_blur / floor
@@ -82,14 +83,14 @@ def test_neighbourhoods_of_one_population_are_full_and_a_missing_mode_is_seen():
     own = np.arange(600).astype(str)
     real, whole = rng.normal(size=(2, 600, 4)) + both
     half = rng.normal(size=(600, 4)) + modes[0]
-    full = evaluate.neighbourhoods(whole, own, real, own)
+    full = fidelity.neighbourhoods(whole, own, real, own)
     assert full["density"].value == pytest.approx(1, abs=0.1)
     for name in ("precision", "recall", "coverage"):
         assert full[name].value > 0.9 and full[name].low < full[name].value < full[name].high
-    missing = evaluate.neighbourhoods(half, own, real, own)
+    missing = fidelity.neighbourhoods(half, own, real, own)
     assert missing["precision"].value > 0.9 and missing["density"].value == pytest.approx(1, abs=0.1)
     assert 0.4 < missing["recall"].value <= 0.5 and 0.4 < missing["coverage"].value <= 0.5
-    assert evaluate.neighbourhoods(whole + 100, own, real, own)["precision"].value == 0
+    assert fidelity.neighbourhoods(whole + 100, own, real, own)["precision"].value == 0
 
 
 def test_reach_is_measured_to_other_people():
@@ -98,32 +99,32 @@ def test_reach_is_measured_to_other_people():
     owners = np.repeat(np.arange(30), 10)
     near_repeats = np.repeat(centres[:30], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
     others = np.repeat(centres[30:], 10, axis=0) + rng.normal(scale=1e-3, size=(300, 4))
-    assert evaluate.neighbourhoods(near_repeats, owners, others, owners)["recall"].value > 0.6
+    assert fidelity.neighbourhoods(near_repeats, owners, others, owners)["recall"].value > 0.6
     alone = np.arange(300)  # were every slice a person, hardly any would be in reach of another person's
-    assert evaluate.neighbourhoods(near_repeats, alone, others, alone)["recall"].value < 0.1
+    assert fidelity.neighbourhoods(near_repeats, alone, others, alone)["recall"].value < 0.1
 
 
-def test_ssim_of_pairs_is_one_for_a_single_picture_and_never_pairs_a_person_with_itself(population):
+def test_ssim_of_pairs_is_one_for_a_single_slice_and_never_pairs_a_person_with_itself(population):
     one = population.take(np.zeros(10, int))._replace(groups=np.arange(10).astype(str))
-    assert evaluate.pair_ssim(one, seed=0).value == pytest.approx(1)
+    assert fidelity.pair_ssim(one, seed=0).value == pytest.approx(1)
     two = people([1, 5], slices=1)
     twice = two.take(np.repeat([0, 1], 20))
-    expected = modules.ssim(evaluate.as_images(two.take([0])), evaluate.as_images(two.take([1])))[0]
-    np.testing.assert_allclose(evaluate.pair_ssim(twice, seed=0), expected, atol=1e-5)  # the interval too
+    expected = modules.ssim(fidelity.as_images(two.take([0])), fidelity.as_images(two.take([1])))[0]
+    np.testing.assert_allclose(fidelity.pair_ssim(twice, seed=0), expected, atol=1e-5)  # the interval too
 
 
 def test_classifier_cannot_tell_one_population_apart_but_a_blurred_one(halves):
     first, second = halves
-    same = evaluate.two_sample_auc(first, second, seed=0)
+    same = fidelity.two_sample_auc(first, second, seed=0)
     assert same.low < 0.5 < same.high and same.value == pytest.approx(0.5, abs=0.12)
-    assert evaluate.two_sample_auc(blurred(first), second, seed=0).value > 0.98
+    assert fidelity.two_sample_auc(blurred(first), second, seed=0).value > 0.98
 
 
 def test_classifier_without_background_does_not_see_a_faint_one(halves):
     first, second = halves
     haze = first._replace(grey=np.maximum(first.grey, 3))
-    assert evaluate.two_sample_auc(haze, second, seed=0).value > 0.98
-    assert evaluate.two_sample_auc(haze, second, seed=0, floor=evaluate.BACKGROUND).value == pytest.approx(
+    assert fidelity.two_sample_auc(haze, second, seed=0).value > 0.98
+    assert fidelity.two_sample_auc(haze, second, seed=0, floor=fidelity.BACKGROUND).value == pytest.approx(
         0.5, abs=0.12
     )
 
@@ -134,10 +135,10 @@ def test_classifier_without_background_does_not_see_a_faint_one(halves):
 def test_nearest_finds_a_slice_and_its_mirror_image(population):
     queries = population.take([3, 10])
     queries.grey[1] = queries.grey[1][::-1]
-    correlation, index, mirrored = evaluate.nearest(queries, population)
+    correlation, index, mirrored = memory.nearest(queries, population)
     np.testing.assert_allclose(correlation, 1, atol=1e-5)
     assert index.tolist() == [3, 10] and mirrored[1]
-    np.testing.assert_allclose(evaluate.ssim_of_nearest(queries, population, index, mirrored), 1, atol=1e-5)
+    np.testing.assert_allclose(memory.ssim_of_nearest(queries, population, index, mirrored), 1, atol=1e-5)
 
 
 def test_planted_copies_are_caught_and_nothing_else(halves):
@@ -149,12 +150,12 @@ def test_planted_copies_are_caught_and_nothing_else(halves):
     for place, source in zip(planted, (0, 50, 100)):
         noisy = real.grey[source][::-1] + rng.normal(0, 1, (128, 128))
         generated.grey[place] = np.clip(np.round(noisy), 0, 255)
-    limit = evaluate.nearest(held_out, real)[0].max()
-    assert np.flatnonzero(evaluate.nearest(generated, real)[0] > limit).tolist() == planted
-    figures, _ = evaluate.Judge(real, held_out, 20, seed=0).memory(generated)
+    limit = memory.nearest(held_out, real)[0].max()
+    assert np.flatnonzero(memory.nearest(generated, real)[0] > limit).tolist() == planted
+    figures, _ = Judge(real, held_out, 20, seed=0).memory(generated)
     assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.grey))
     assert 3 / len(generated.grey) <= figures["nearer than 95 % of held-out"].value < 0.2
-    none, _ = evaluate.Judge(real, generated, 20, seed=0).memory(held_out)
+    none, _ = Judge(real, generated, 20, seed=0).memory(held_out)
     assert none["nearer than any held-out"].value == none["nearer than any held-out"].low == 0
     assert 0.05 < none["nearer than any held-out"].high < 0.15  # none of 40 people
 
@@ -167,7 +168,7 @@ def test_repeated_grids_are_counted():
     grids[6, 0, :3] += 1  # 3 of 64 codes are 4.7 %
     grids[8] = known[9]
     grids[8, 0, :4] += 1
-    figures = list(evaluate.repeats(evaluate.Codes(grids, np.arange(10), None), known).values())
+    figures = list(memory.repeats(memory.Codes(grids, np.arange(10), None), known).values())
     assert figures[0].value == 0.1 and figures[1].value == 0.2
 
 
@@ -175,15 +176,17 @@ def test_repeated_grids_are_counted():
 
 
 def test_prior_of_known_probabilities_costs_what_it_must():
-    pixelcnn = modules.PixelCNN(grid=(2, 2), num_embeddings=4, filters=8, residual_blocks=1, masked_layers=1)
+    pixelcnn = modules.PixelCNN(
+        config.PixelCNNConfig(grid=(2, 2), num_embeddings=4, filters=8, residual_blocks=1, masked_layers=1)
+    )
     probabilities = np.array([0.5, 0.25, 0.125, 0.125])
     kernel, _ = pixelcnn.head.get_weights()
     pixelcnn.head.set_weights([np.zeros_like(kernel), np.log(probabilities)])
     training = np.random.default_rng(0).choice(4, (4000, 2, 2), p=probabilities).astype(np.int32)
     own = np.arange(4000)
-    test = evaluate.Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
-    sets = {"training": evaluate.Codes(training, own, np.zeros(4000, np.int32)), "test": test}
-    results = evaluate.judge_prior(pixelcnn, sets)
+    test = memory.Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
+    sets = {"training": memory.Codes(training, own, np.zeros(4000, np.int32)), "test": test}
+    results = judge_prior(pixelcnn, sets)
     assert results["training"]["bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["histogram, bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["perplexity"].value == pytest.approx(2**1.75, abs=0.1)
@@ -203,7 +206,7 @@ def test_interval_over_people_knows_that_slices_of_one_are_alike():
 
 
 def test_one_person_says_nothing_of_others():
-    assert str(evaluate.mean(np.arange(32) / 32, np.repeat("case_441", 32))) == "0.484"
+    assert str(mean(np.arange(32) / 32, np.repeat("case_441", 32))) == "0.484"
     figures = {"black_image": ssim.summarise(np.ones(32), np.ones(32), np.repeat("case_441", 32))}
     assert ssim.table(figures).endswith("1.000")
 
@@ -254,9 +257,9 @@ def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(
     (top / "keras_png_slices_train").symlink_to(miniature / "keras_png_slices_train")
     models = tmp_path / "models"
     shutil.copytree(trained, models)
-    config = json.loads((models / "config.json").read_text())
-    config["data"]["held_out_cases"] = ["case_002", "case_005"]
-    (models / "config.json").write_text(json.dumps(config))
+    content = json.loads((models / "config.json").read_text())
+    content["data"]["held_out_cases"] = ["case_002", "case_005"]
+    (models / "config.json").write_text(json.dumps(content))
     results = evaluation(program, "--data", top, "--models", models, "--tune", "--samples", 20)
     assert results["sizes"] == {"reference": 32, "generated": 20, "held out": 16, "reconstructed": 16}
     assert results["prior"]["models"].keys() == {"training", "validation", "generated"}
@@ -298,6 +301,6 @@ def test_what_cannot_be_measured_is_refused_in_one_line(trained, sharp, program,
     slices = miniature / "keras_png_slices_train"
     assert "no images here" in program.fails("evaluate.py", "--real", slices, "--fake", empty, "--no-show")
     assert "not a folder" in program.fails("evaluate.py", "--real", tmp_path / "none", "--fake", slices, "--no-show")
-    (empty / "broken.png").write_bytes(b"no picture")
+    (empty / "broken.png").write_bytes(b"no image")
     assert "broken.png" in program.fails("evaluate.py", "--real", slices, "--fake", empty, "--no-show")
     assert "too few" in program.fails("evaluate.py", "--data", miniature, "--samples", "9", "--no-show")

@@ -3,24 +3,25 @@
 import json
 import re
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 import dataset
-import evaluate
 import modules
+from brains import config, sampling, weights
+from brains.fidelity import fit_components, fit_level, slice_set
+from brains.names import owners
 
-MODELS, SHARP = (ROOT / "trained_models" / preset for preset in dataset.PRESETS)
+MODELS, SHARP = (ROOT / "trained_models" / preset for preset in config.PRESETS)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The folder of the genuine slices, where scripts keep them, or unpacked from archives beside the project."""
-    if (dataset.DATASET / dataset.TOP_FOLDER).is_dir():
-        return dataset.DATASET
+    if (config.DATASET / config.TOP_FOLDER).is_dir():
+        return config.DATASET
     archives = sorted((ROOT.parent / "shared" / "oasis").glob("*.zip"))
     if not archives:
         pytest.skip("the OASIS slices are not here")
@@ -51,32 +52,32 @@ def test_genuine_test_split_is_recognised(slices):
 def test_shipped_weights_reach_the_ssim_of_the_readme(slices, column, folder):
     row = re.search(r"SSIM and PSNR of reconstructions.*", (ROOT / "README.md").read_text())[0]
     claimed = [float(ssim) for ssim in re.findall(r"(0\.\d+),", row)]
-    vqvae = modules.load_vqvae(folder)
+    vqvae = weights.load_vqvae(folder)
     reached = modules.ssim(slices.images, vqvae.decode(vqvae.encode(slices.images))).mean()
     assert reached == pytest.approx(claimed[column], abs=0.002)
 
 
 def test_shipped_prior_knows_codes_of_unseen_people(slices):
-    config = json.loads(Path(MODELS, "config.json").read_text())
-    assert config["data"]["genuine"] and config["data"]["variance"] == pytest.approx(0.03445, abs=1e-5)
-    codes = modules.load_vqvae(MODELS).encode(slices.images)
-    bits = np.mean(modules.cross_entropy(codes, modules.load_models(MODELS)[1](codes))) / np.log(2)
-    best = config["pixelcnn"]["history"][config["pixelcnn"]["best_epoch"] - 1]["validation_loss"] / np.log(2)
+    content = json.loads((MODELS / "config.json").read_text())
+    assert content["data"]["genuine"] and content["data"]["variance"] == pytest.approx(0.03445, abs=1e-5)
+    codes = weights.load_vqvae(MODELS).encode(slices.images)
+    bits = np.mean(modules.cross_entropy(codes, weights.load_models(MODELS)[1](codes))) / np.log(2)
+    best = content["pixelcnn"]["history"][content["pixelcnn"]["best_epoch"] - 1]["validation_loss"] / np.log(2)
     assert bits == pytest.approx(best, rel=0.15)
 
 
 def test_level_of_sharp_slices_is_read_about_as_well_as_that_of_real_ones(slices, training_slices):
     real, held_out = (
-        evaluate.pictures(some.images, some.names, dataset.owners(some.names)[1]) for some in (training_slices, slices)
+        slice_set(some.images, some.names, owners(some.names)[1]) for some in (training_slices, slices)
     )
     if not SHARP.exists():
         pytest.skip("no sharp weights are here")
-    vqvae, pixelcnn = modules.load_models(SHARP)
+    vqvae, pixelcnn = weights.load_models(SHARP)
     asked = np.resize(np.arange(pixelcnn.levels), 96)
-    temperature = modules.load_temperature(SHARP)
-    drawn = modules.sample_best(vqvae, pixelcnn, *modules.load_critic(SHARP), len(asked), 0, temperature, asked)
-    generated = evaluate.pictures(vqvae.decode(drawn), [f"sample {i}" for i in range(len(asked))], asked)
-    read = evaluate.fit_level(real, evaluate.fit_components(real, seed=0))
+    temperature = weights.load_temperature(SHARP)
+    drawn = sampling.sample_best(vqvae, pixelcnn, *weights.load_critic(SHARP), len(asked), 0, temperature, asked)
+    generated = slice_set(vqvae.decode(drawn), [f"sample {i}" for i in range(len(asked))], asked)
+    read = fit_level(real, fit_components(real, seed=0))
     of_real, of_generated = (np.abs(read(some) - some.levels).mean() for some in (held_out, generated))
     assert of_real < 3  # of 32 levels: a constant would miss by 8
     assert of_generated < 1.3 * of_real

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 import dataset
-import modules
-import train
+from brains import config, stream
+from brains.augment import Draws, flip_half, move_half
+from brains.backend import tf
+from brains.cli import UserError
 
 
-@pytest.mark.parametrize("cache", [dataset.CACHE, 0], ids=["memory", "file"])
+@pytest.mark.parametrize("cache", [config.CACHE, 0], ids=["memory", "file"])
 def test_slices_are_those_of_the_array(miniature, tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(dataset, "CACHE", cache)
+    monkeypatch.setattr(config, "CACHE", cache)
     expected = dataset.load_split("train", miniature)
-    opened = dataset.open_split("train", tmp_path, miniature)
+    opened = stream.open_split("train", tmp_path, miniature)
     assert (opened.names, opened.digest, len(opened.images)) == (expected.names, expected.digest, 48)
     assert any(tmp_path.iterdir()) == (cache == 0)
     np.testing.assert_array_equal(opened.images[5:9], expected.images[5:9])
@@ -23,29 +25,29 @@ def test_slices_are_those_of_the_array(miniature, tmp_path, monkeypatch, cache):
 
 def test_codes_come_back_from_a_file(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1024, (300, 16, 16))
-    store = dataset.Store(codes.shape, np.uint16, tmp_path / "codes.bin", limit=0)
+    store = stream.Store(codes.shape, np.uint16, tmp_path / "codes.bin", limit=0)
     for start in range(0, 300, 128):
         store[start : start + 128] = codes[start : start + 128]
     np.testing.assert_array_equal(store[[299, 0, 130]], codes[[299, 0, 130]])
 
 
 def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path):
-    with pytest.raises(dataset.UserError, match="cannot be written"):
-        dataset.Store((10, 4), np.uint16, tmp_path / "missing" / "codes.bin", limit=0)
+    with pytest.raises(UserError, match="cannot be written"):
+        stream.Store((10, 4), np.uint16, tmp_path / "missing" / "codes.bin", limit=0)
 
 
-@pytest.mark.parametrize("cache", [dataset.CACHE, 0], ids=["memory", "file"])
+@pytest.mark.parametrize("cache", [config.CACHE, 0], ids=["memory", "file"])
 def test_stream_gives_the_batches_of_the_array(miniature, tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(dataset, "CACHE", cache)
-    expected, opened = dataset.load_split("train", miniature), dataset.open_split("train", tmp_path, miniature)
-    strategy = modules.tf.distribute.get_strategy()
+    monkeypatch.setattr(config, "CACHE", cache)
+    expected, opened = dataset.load_split("train", miniature), stream.open_split("train", tmp_path, miniature)
+    strategy = tf.distribute.get_strategy()
 
     def batches(images, epoch):
-        def read(chosen, chances):
-            return [train.mirrored(images[chosen], chances)]
+        def read(chosen, draws):
+            return [flip_half(images[chosen], draws)]
 
-        stream, number = train.feed(strategy, read, train.shuffled(48, 20, (0, epoch)), (0, epoch))
-        content = [(float(share), np.asarray(batch)) for share, batch in stream]
+        fed, number = stream.feed(strategy, read, stream.shuffled(48, 20, (0, epoch)), (0, epoch))
+        content = [(float(share), np.asarray(batch)) for share, batch in fed]
         assert len(content) == number == 3 and all(share == 1 for share, _ in content)
         return [batch for _, batch in content]
 
@@ -61,8 +63,8 @@ def test_stream_gives_the_batches_of_the_array(miniature, tmp_path, monkeypatch,
 
 
 def test_mean_and_variance_of_a_stream_are_those_of_the_array(miniature, tmp_path):
-    images = dataset.open_split("train", tmp_path, miniature).images
-    mean, variance = train.moments(images, np.arange(len(images)))
+    images = stream.open_split("train", tmp_path, miniature).images
+    mean, variance = stream.moments(images, np.arange(len(images)))
     np.testing.assert_allclose(mean, images[:].mean(axis=0), atol=1e-6)
     assert variance == pytest.approx(images[:].var(dtype=np.float64), rel=1e-9)
 
@@ -70,8 +72,7 @@ def test_mean_and_variance_of_a_stream_are_those_of_the_array(miniature, tmp_pat
 def test_half_of_the_slices_are_moved_by_a_pixel():
     images = np.zeros((4000, 9, 9, 1), np.float32)
     images[:, 4, 4] = 1
-    chances = np.random.default_rng(0).random((4000, 4))
-    places = np.argmax(train.moved(images, chances).reshape(4000, 81), axis=1)
+    places = np.argmax(move_half(images, Draws.of(0, 4000)).reshape(4000, 81), axis=1)
     counts = np.bincount(places, minlength=81).reshape(9, 9)
     assert counts.sum() == counts[3:6, 3:6].sum() and counts[4, 4] / 4000 == pytest.approx(5 / 9, abs=0.03)
     assert np.delete(counts[3:6, 3:6].ravel(), 4) / 4000 == pytest.approx(1 / 18, abs=0.02)

@@ -9,7 +9,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from scipy.ndimage import affine_transform
 
-import dataset
+from brains.names import case_of
+from brains.volumes import ATLAS, COARSE, case_names, cut, find_volumes, load_reference, load_volume
 
 EXTENT = np.array([192, 224, 150])  # mm
 MIDDLE = np.array([96, 112, 90])  # of the part that is to be cut, mm
@@ -18,10 +19,10 @@ CODES = ("RAS", "LAS", "RPI", "LPS", "ASL", "PIR", "SRA", "ILP")
 
 def phantom(sides):
     """A head (X, Y, Z) float32, left to right, back to front, bottom to top, in voxels of `sides` mm."""
-    reference = dataset.load_reference()
+    reference = load_reference()
     sides = np.array(sides, float)
-    to_reference = sides / (dataset.COARSE, dataset.COARSE, 1)
-    offset = (np.array(reference.shape) - 1) / 2 - MIDDLE / (dataset.COARSE, dataset.COARSE, 1)
+    to_reference = sides / (COARSE, COARSE, 1)
+    offset = (np.array(reference.shape) - 1) / 2 - MIDDLE / (COARSE, COARSE, 1)
     shape = tuple(np.ceil(EXTENT / sides).astype(int))
     head = affine_transform(reference, to_reference, offset, output_shape=shape, order=1, mode="nearest")
     for low, high in (
@@ -56,22 +57,22 @@ def head():
 
 @pytest.fixture(scope="module")
 def slices(head):
-    return dataset.cut(head, np.array([2.0, 2.0, 2.0]))[0]
+    return cut(head, np.array([2.0, 2.0, 2.0]))[0]
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_volume_lies_the_same_whatever_its_orientation(head, code, tmp_path):
-    volume, sides = dataset.load_volume(save(tmp_path / "head.nii.gz", head, code))
+    volume, sides = load_volume(save(tmp_path / "head.nii.gz", head, code))
     np.testing.assert_array_equal(volume, head)
     np.testing.assert_allclose(sides, 2)
-    volume, sides = dataset.load_volume(save(tmp_path / "head.img", head, code).with_suffix(".hdr"), code)
+    volume, sides = load_volume(save(tmp_path / "head.img", head, code).with_suffix(".hdr"), code)
     np.testing.assert_array_equal(volume, head)
 
 
 def test_slices_show_the_part_that_the_reference_shows_left_above_front_at_the_right(slices):
     assert slices.shape == (32, 256, 256) and slices.dtype == np.uint8
     assert np.all(slices.min(axis=(1, 2)) == 0) and np.all(slices.max(axis=(1, 2)) == 255)
-    reference = np.moveaxis(dataset.load_reference(), 2, 0)
+    reference = np.moveaxis(load_reference(), 2, 0)
     small = slices.reshape(32, 64, 4, 64, 4).mean(axis=(2, 4))
     assert np.corrcoef(small[3:-3].ravel(), reference[3:-3].ravel())[0, 1] > 0.97
     left, front, top = slices[10, 64:68, 119:125], slices[10, 124:130, 210:214], slices[:, 124:130, 119:125]
@@ -81,19 +82,19 @@ def test_slices_show_the_part_that_the_reference_shows_left_above_front_at_the_r
 
 
 def test_voxels_need_not_be_cubes(slices):
-    thick = dataset.cut(phantom((1.5, 2, 4)), np.array([1.5, 2, 4]))[0]
+    thick = cut(phantom((1.5, 2, 4)), np.array([1.5, 2, 4]))[0]
     assert np.abs(thick[4:-4].astype(float) - slices[4:-4]).mean() < 6
 
 
 def test_volume_in_atlas_space_is_cut_and_nothing_else():
-    volume = np.random.default_rng(0).random(dataset.ATLAS, np.float32)
-    levels, likeness, scale = dataset.cut(volume, np.ones(3))
+    volume = np.random.default_rng(0).random(ATLAS, np.float32)
+    slices, likeness, scale = cut(volume, np.ones(3))
     assert likeness is None and scale == 1
     middle = volume[:, :, 72:104]
     low, high = middle.min(axis=(0, 1)), middle.max(axis=(0, 1))
     expected = np.zeros((32, 256, 256))
     expected[:, 40:216, 24:232] = np.moveaxis(np.round((middle - low) / (high - low) * 255), 2, 0)
-    assert np.abs(levels - expected).max() <= 1
+    assert np.abs(slices - expected).max() <= 1
 
 
 def test_folder_of_volumes_becomes_a_set_like_the_genuine_one(head, slices, program, tmp_path):
@@ -101,14 +102,14 @@ def test_folder_of_volumes_becomes_a_set_like_the_genuine_one(head, slices, prog
     for number in range(1, 6):
         for session in ("MR1", "MR2") if number == 2 else ("MR1",):
             atlas = volumes / f"disc1/OAS1_{number:04}_{session}/PROCESSED/MPRAGE/T88_111/x_t88_gfc.img"
-            save(atlas, np.random.default_rng(number).random(dataset.ATLAS, np.float32), "RAS", (1, 1, 1))
+            save(atlas, np.random.default_rng(number).random(ATLAS, np.float32), "RAS", (1, 1, 1))
     save(volumes / "disc1/OAS1_0001_MR1/RAW/x_mpr-1_anon.img", head, "RAS")  # not the one in atlas space
     out, _ = program.run("dataset.py", "slices", volumes, target)
     assert "6 volumes, 192 slices" in out
     with open(target / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [f"case_{case}" for case in ("001", "002", "002_MR2", "003", "004", "005")]
-    assert dataset.case_of("case_002_MR2_slice_3.nii.png") == "case_002"  # sessions of a person are held out together
+    assert case_of("case_002_MR2_slice_3.nii.png") == "case_002"  # sessions of a person are held out together
     assert rows[1]["person"] == rows[2]["person"] == "OAS1_0002" and rows[1]["split"] == rows[2]["split"]
     splits = {row["person"]: row["split"] for row in rows}
     assert sorted(splits.values()) == ["test", "train", "train", "train", "validate"]
@@ -157,10 +158,10 @@ def test_scripts_take_a_folder_of_volumes(head, trained, program, tmp_path):
     assert "cutting slices from 3 volumes" in err
     out, err = program.run("dataset.py", "--data", volumes)
     assert "cutting" not in err and "validate: not there" in out
-    cut = next(program.folder.glob("dataset/study-*"))
-    (cut / "keras_png_slices_data").rename(cut / ".slicing")  # as when it was killed
+    made = next(program.folder.glob("dataset/study-*"))
+    (made / "keras_png_slices_data").rename(made / ".slicing")  # as when it was killed
     _, err = program.run("ssim.py", "--data", volumes, "--no-show")
-    assert "cutting" in err and (cut / "keras_png_slices_data").is_dir()
+    assert "cutting" in err and (made / "keras_png_slices_data").is_dir()
 
 
 def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
@@ -179,9 +180,9 @@ def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
         path = (tmp_path / path).with_suffix(".hdr" if path.endswith(".img") else ".nii")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    volumes = dataset.find_volumes(tmp_path)
+    volumes = find_volumes(tmp_path)
     people = [(volume.person, volume.session) for volume in volumes]
-    cases = dict(zip(people, dataset.case_names(volumes)))
+    cases = dict(zip(people, case_names(volumes)))
     assert cases["OAS1_0002", "MR1"] == "case_002" and "T88_111" in str(
         volumes[people.index(("OAS1_0002", "MR1"))].path
     )
@@ -190,7 +191,7 @@ def test_no_two_people_share_a_case_and_none_has_two(tmp_path):
     assert cases["sub-01", "ses-b"] == cases["sub-01", "ses-a"] + "_ses-b"
     cases_of = {}
     for (person, _), name in cases.items():
-        cases_of.setdefault(dataset.case_of(name), set()).add(person)
+        cases_of.setdefault(case_of(name), set()).add(person)
     assert len(cases) == 7 and len(cases_of) == 5 and all(len(some) == 1 for some in cases_of.values())
 
 
