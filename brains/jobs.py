@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,7 +101,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def start(preset, models, data, url, *, validation_share, seed, resume, precision, deterministic):
+def start(preset, models, data=None, url=None, *, validation_share, seed, resume, precision, deterministic):
     """Give the Job of a training that will write the set of weights `models`, in the scope of its devices.
 
     `precision` is a Keras dtype policy, or "auto". What goes wrong on the way is raised as UserError.
@@ -110,13 +109,33 @@ def start(preset, models, data, url, *, validation_share, seed, resume, precisio
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = devices.choose_strategy()
-    said = sys.stdout
     try:
-        with strategy.scope():
-            if not devices.writes():
-                sys.stdout = open(os.devnull, "w")
-            yield _prepare(
-                strategy, preset, models, data, url, validation_share, seed, resume, precision, deterministic
+        with strategy.scope(), contextlib.ExitStack() as stack:
+            if devices.writes():
+                weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
+            else:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            checkpoints = weights.checkpoint_folder(models)
+            scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
+            cli.make_folder(scratch)
+            slices = _open_slices(strategy, scratch, data, url)
+            cases, levels = owners(slices.names)
+            held_out_cases = hold_out(cases, validation_share, seed)
+            check_resume(models, checkpoints / "vqvae.npz", resume)
+            precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
+            yield Job(
+                preset=preset,
+                images=slices.images,
+                levels=levels,
+                held_out=np.isin(cases, held_out_cases),
+                held_out_cases=held_out_cases,
+                digest_of_slices=slices.digest,
+                validation_share=validation_share,
+                seed=seed,
+                precision=precision,
+                resume=resume,
+                checkpoints=checkpoints,
+                scratch=scratch,
             )
     except tf.errors.ResourceExhaustedError as error:
         raise UserError("out of memory; lower the batch size") from error
@@ -125,44 +144,15 @@ def start(preset, models, data, url, *, validation_share, seed, resume, precisio
             raise
         message = re.sub(r"{{.*?}}", "", error.message).strip().splitlines()[0]
         raise UserError(f"the workers no longer reach each other ({message:.200}); start all with --resume") from error
-    finally:
-        sys.stdout = said
 
 
-def _prepare(strategy, preset, models, data, url, validation_share, seed, resume, precision, deterministic):
-    if devices.writes():
-        weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
-    checkpoints = weights.checkpoint_folder(models)
-    scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
-    cli.make_folder(scratch)
-    if strategy.cluster_resolver:  # the first worker fetches or cuts the slices for those that share its folder
+def _open_slices(strategy, scratch, data, url):
+    """Return the training Slices. The first worker fetches or cuts them for those that share its folder."""
+    if strategy.cluster_resolver:
         if devices.writes():
             dataset.find_split("train", data, url)
         devices.of_all(strategy, 0.0)
-    slices = stream.open_split("train", scratch, data, url)
-    cases, levels = owners(slices.names)
-    held_out_cases = hold_out(cases, validation_share, seed)
-    first = checkpoints / "vqvae.npz"
-    check_resume(models, first, resume)
-    precision = _precision(strategy, precision, deterministic, first if resume and first.exists() else None)
-    keras.config.set_dtype_policy(precision)
-    replicas = strategy.num_replicas_in_sync
-    several = f"; {replicas} replicas" if replicas > 1 else ""
-    print(f"device: {devices.describe()}; precision: {precision}{several}", flush=True)
-    return Job(
-        preset=preset,
-        images=slices.images,
-        levels=levels,
-        held_out=np.isin(cases, held_out_cases),
-        held_out_cases=held_out_cases,
-        digest_of_slices=slices.digest,
-        validation_share=validation_share,
-        seed=seed,
-        precision=precision,
-        resume=resume,
-        checkpoints=checkpoints,
-        scratch=scratch,
-    )
+    return stream.open_split("train", scratch, data, url)
 
 
 def check_resume(models, checkpoint, resume):
@@ -178,16 +168,21 @@ def check_resume(models, checkpoint, resume):
         note("--resume would continue an interrupted training; its checkpoint is lost once the first epoch is finished")
 
 
-def _precision(strategy, asked, deterministic, checkpoint):
-    """Return the dtype policy: as asked, or that of a checkpoint, or the faster one on the slowest worker.
+def _choose_precision(strategy, asked, deterministic, checkpoint, resume):
+    """Set the dtype policy, and say it and the devices: as asked, or that of a checkpoint, or the faster one.
 
-    Timings vary, so a deterministic training always uses float32.
+    Timings vary, so a deterministic training always uses float32. What is slow on one worker makes all wait.
     """
-    if asked == "auto" and checkpoint:
+    if asked == "auto" and resume and checkpoint.exists():
         asked = loop.load_checkpoint(checkpoint)[0]["settings"]["precision"]
     elif asked == "auto":
         asked = "float32" if deterministic else devices.choose_precision()
-    return "float32" if np.any(devices.of_all(strategy, asked == "float32")) else asked
+    policy = "float32" if np.any(devices.of_all(strategy, asked == "float32")) else asked
+    keras.config.set_dtype_policy(policy)
+    replicas = strategy.num_replicas_in_sync
+    several = f"; {replicas} replicas" if replicas > 1 else ""
+    print(f"device: {devices.describe()}; precision: {policy}{several}", flush=True)
+    return policy
 
 
 def finish(job, preset, models, trainings, mean, variance, held_out_from, mirrored):
@@ -201,11 +196,8 @@ def finish(job, preset, models, trainings, mean, variance, held_out_from, mirror
         return None
     content = {"preset": job.preset}
     for stage, training in trainings.items():
-        content[stage] = {
-            "epochs": len(training.history),
-            "best_epoch": training.best_epoch,
-            "history": training.history,
-        }
+        epochs = {"epochs": len(training.history), "best_epoch": training.best_epoch}
+        content[stage] = epochs | {"history": training.history}
     content["pixelcnn"]["temperature"] = preset.temperature
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates

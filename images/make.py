@@ -24,8 +24,9 @@ ROOT = IMAGES.parent
 sys.path.insert(0, str(ROOT))
 
 import dataset
-import evaluate
-import modules
+from brains import config, sampling, volumes, weights
+from brains.fidelity import fit_components, fit_level, slice_set
+from brains.names import level_of, owners
 
 
 def elsewhere(folder):
@@ -60,14 +61,14 @@ def call(target, result, *arguments):
 
 def mean_slices(data):
     """Write the mean of the training slices of each level, at a quarter of their size: what volumes are placed by."""
-    slices = dataset.find_slices("train", data)
-    sums, counts = np.zeros((dataset.LEVELS, dataset.CANVAS, dataset.CANVAS)), np.zeros(dataset.LEVELS)
-    for member in slices:
-        level = dataset.level_of(member.name)
-        sums[level] += dataset.read_levels(member.read(), member.where)
+    canvas, coarse = volumes.CANVAS, volumes.COARSE
+    sums, counts = np.zeros((config.LEVELS, canvas, canvas)), np.zeros(config.LEVELS)
+    for path in dataset.slice_paths("train", data):
+        level = level_of(path.name)
+        sums[level] += dataset.read_grey(path.read_bytes(), path)
         counts[level] += 1
-    side = dataset.CANVAS // dataset.COARSE
-    small = (sums / counts[:, None, None]).reshape(-1, side, dataset.COARSE, side, dataset.COARSE).mean(axis=(2, 4))
+    side = canvas // coarse
+    small = (sums / counts[:, None, None]).reshape(-1, side, coarse, side, coarse).mean(axis=(2, 4))
     mosaic = small.reshape(4, -1, side, side).swapaxes(1, 2).reshape(4 * side, -1)
     Image.fromarray(np.round(mosaic).astype(np.uint8)).save(IMAGES / "mean_slices.png")
 
@@ -79,17 +80,17 @@ def beside_real(data, number=8):
     the training slices, and the others follow: test slices of people drawn by seed 0, sharp samples of these levels.
     """
     training, test = (dataset.load_split(split, data) for split in ("train", "test"))
-    real = evaluate.pictures(training.images, training.names, dataset.owners(training.names)[1])
-    vqvae, pixelcnn = modules.load_models(dataset.MODELS / "faithful")
-    faithful = vqvae.decode(modules.sample(pixelcnn, number, seed=0))
-    samples = evaluate.pictures(faithful, [f"sample {i}" for i in range(number)])
-    read = evaluate.fit_level(real, evaluate.fit_components(real, seed=0))(samples)
+    real = slice_set(training.images, training.names, owners(training.names)[1])
+    vqvae, pixelcnn = weights.load_models(config.MODELS / "faithful")
+    faithful = vqvae.decode(sampling.sample(pixelcnn, number, seed=0))
+    samples = slice_set(faithful, [f"sample {i}" for i in range(number)])
+    read = fit_level(real, fit_components(real, seed=0))(samples)
     levels = np.clip(np.round(read).astype(int), 0, real.levels.max())
-    vqvae, pixelcnn = modules.load_models(dataset.MODELS / "sharp")
-    temperature = modules.load_temperature(dataset.MODELS / "sharp")
-    chosen_by = modules.load_critic(dataset.MODELS / "sharp")
-    sharp = vqvae.decode(modules.sample_best(vqvae, pixelcnn, *chosen_by, number, 0, temperature, levels))
-    cases, level_of = dataset.owners(test.names)
+    vqvae, pixelcnn = weights.load_models(config.MODELS / "sharp")
+    temperature = weights.load_temperature(config.MODELS / "sharp")
+    chosen_by = weights.load_critic(config.MODELS / "sharp")
+    sharp = vqvae.decode(sampling.sample_best(vqvae, pixelcnn, *chosen_by, number, 0, temperature, levels))
+    cases, level_of = owners(test.names)
     people = np.random.default_rng(0).permutation(np.unique(cases))[:number]
     chosen = [np.flatnonzero((cases == case) & (level_of == level))[0] for case, level in zip(people, levels)]
     order = np.argsort(levels)
