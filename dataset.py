@@ -5,9 +5,11 @@
     python dataset.py slices VOLUMES DIR    cut slices like these from a folder of your own volumes
 
 The slices are axial sections of the OASIS-1 study (Marcus et al. 2007, Journal of Cognitive Neuroscience 19(9)): 8-bit
-grey PNGs of 256x256 pixels, 32 of each case, each scaled to 0..255 on its own. They are split by case:
+grey PNGs of 256x256 pixels, each slice scaled to 0..255 on its own, 32 of each case. A case is a person, in one split:
 
     keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png
+
+Training holds some cases of train out by itself. The validate split is not used.
 
 `load_split` gives them as the networks see them: (N, 128, 128, 1) float32 in [-0.5, 0.5].
 """
@@ -99,8 +101,9 @@ def read_images(paths, images):
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         upcoming = pool.map(read, paths[:DECODED])
         for start in range(0, len(paths), DECODED):
+            # start to decode the next images, then collect these
             current, upcoming = upcoming, pool.map(read, paths[start + DECODED : start + 2 * DECODED])
-            current = list(current)  # while the next are decoded
+            current = list(current)
             digests += [digest for digest, _ in current]
             images[start : start + len(current)] = np.stack([image for _, image in current])
     return digest_of({path.name: digest for path, digest in zip(paths, digests)})
@@ -122,8 +125,8 @@ def is_genuine(split, digest):
 def prepare(grey):
     """Turn grey values (H, W) in 0..255 into an image (128, 128, 1) float32 in [-0.5, 0.5].
 
-    The longer side becomes 128 pixels; the shorter one is padded with black. Values are rounded to quarters, which the
-    mean of four whole numbers has anyway.
+    The longer side becomes 128 pixels; the shorter one is padded with black. Values are rounded to quarters of a grey
+    value, as the mean of four pixels has them anyway (1020 = 4 x 255).
     """
     scale = SIZE / max(grey.shape)
     height, width = (max(1, round(side * scale)) for side in grey.shape)
@@ -281,7 +284,7 @@ def fetch(split, url=None):
 
 
 def _keep(archive, split, named):
-    """Put the splits of a fetched zip into DATASET, those that are not there yet, if they are of the set that is there.
+    """Add the splits of a fetched zip that are missing to DATASET; refuse a zip of another set than is there.
 
     `named` is the address of a set of any content; without one the splits must be the genuine ones.
     """
@@ -289,7 +292,9 @@ def _keep(archive, split, named):
     if target.is_dir() and any(target.iterdir()):
         known = (target / SOURCE_FILE).read_text().strip() if (target / SOURCE_FILE).is_file() else "an unknown address"
         if known != source:
-            raise UserError(f"{short(target)} holds slices of {known}, and sets are not mixed; delete that folder first")
+            raise UserError(
+                f"{short(target)} holds slices of {known}, and sets are not mixed; delete that folder first"
+            )
     try:
         digests = {each: digest_of(files) for each, files in extract(archive, staging).items()}
         if split not in digests:
@@ -339,23 +344,22 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     if args.command == "slices":
         return cut_volumes(args.volumes, args.target, args.seed, args.orientation)
-    train = describe("train", args.data, args.url)
+    describe("train", args.data, args.url)
     describe("test", args.data, args.url)
-    validate = train.with_name(split_folder("validate"))
-    if validate.is_dir():
-        describe("validate", validate)
+    validate_folder = find_split("train", args.data).with_name(split_folder("validate"))
+    if validate_folder.is_dir():
+        describe("validate", validate_folder)
     else:
         print("validate: not there, and not needed")
 
 
 def describe(split, data=None, url=None):
-    """Load a split and print what it holds; returns its folder."""
+    """Load a split and print what it holds."""
     slices = load_split(split, data, url)
     cases = len({case_of(name) for name in slices.names})
     state = "genuine" if is_genuine(split, slices.digest) else "not genuine"
     shape, variance = slices.images.shape, slices.images.var()
     print(f"{split}: {len(slices.names):,} slices of {cases} cases, {state}; array {shape}, variance {variance:.5f}")
-    return find_split(split, data, url)
 
 
 def cut_volumes(folder, target, seed, orientation):

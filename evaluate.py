@@ -18,51 +18,31 @@ from brains import cli, config
 
 SAMPLES = 544  # slices to generate: the size of the test split
 BOTH = "both"  # presets
+OF_MODELS = ("candidates", "samples", "temperature", "tune", "models", "data", "url")  # flags that folders do not take
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(
-        description="Measure how good generated slices are, beside real ones. Figures of different numbers of samples "
-        "do not compare."
-    )
-    models_only = [
-        cli.add_candidates_argument(parser),
-        parser.add_argument(
-            "--samples", type=cli.positive, default=SAMPLES, metavar="N", help="slices to generate (%(default)s)"
-        ),
-        parser.add_argument(
-            "--temperature",
-            type=cli.temperature,
-            nargs="+",
-            metavar="T",
-            help="of sampling; several draw a curve (default: that of the models)",
-        ),
-        parser.add_argument(
-            "--tune",
-            action="store_true",
-            help="use the held-out training cases instead of the test split, which then stays unseen",
-        ),
-    ]
-    parser.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="of all that is drawn (%(default)s)")
-    parser.add_argument(
-        "--real",
-        type=Path,
-        metavar="DIR",
-        help="folder of real images, instead of the slices; case_NNN in a name tells the person, and a tenth of the "
-        "people is held out",
-    )
-    parser.add_argument("--fake", type=Path, metavar="DIR", help="folder of generated images, instead of the models'")
+    description = "Measure generated slices beside real ones. Figures of different numbers of samples do not compare."
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    cli.add_sampling_arguments(parser, "of sampling; several draw a curve", nargs="+")
+    add("--samples", type=cli.positive, metavar="N", help=f"slices to generate ({SAMPLES})")
+    add("--tune", action="store_true", help="use held-out training cases; the test split then stays unseen")
+    add("--seed", type=cli.seed, default=0, metavar="N", help="of all that is drawn (%(default)s)")
+    meaning = "folder of real images; case_NNN in a name tells the person, and a tenth of the people is held out"
+    add("--real", type=Path, metavar="DIR", help=meaning)
+    add("--fake", type=Path, metavar="DIR", help="folder of generated images, instead of the models'")
     cli.add_data_arguments(parser)
     cli.add_model_arguments(parser, presets=(*config.PRESETS, BOTH), default=BOTH)
     args = parser.parse_args(arguments)
     if (args.real is None) != (args.fake is None):
         parser.error("--real and --fake go together")
-    unused = [action.option_strings[0] for action in models_only if getattr(args, action.dest) != action.default]
-    unused += [f"--{name}" for name in ("models", "data", "url") if getattr(args, name)]
+    unused = [f"--{name}" for name in OF_MODELS if getattr(args, name)]
     if args.real and unused:
         parser.error(f"{unused[0]} does not go with --real and --fake")
     both = args.preset == BOTH and not args.models
     args.models = [cli.short(config.MODELS / name) for name in config.PRESETS] if both else [cli.choose_models(args)]
+    args.samples = args.samples or SAMPLES
     return args
 
 
@@ -82,38 +62,30 @@ def measure(judge, sets, repeated, seed):
     figures, found = {}, {}
     for name, slices in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):
         remembered, found[name] = judge.memory(slices)
-        figures[name] = judge.likeness(slices, judge.real) | judge.misreading(slices)
-        figures[name] |= remembered | repeated.get(name, {})
+        figures[name] = judge.likeness(slices, judge.real) | judge.misreading(slices) | remembered
+        figures[name] |= repeated.get(name, {})
     half = np.isin(judge.real.groups, hold_out(judge.real.groups, 0.5, seed))
     if min(half.sum(), (~half).sum()) >= judge.count:
         figures["training halves"] = judge.likeness(judge.real.take(half), judge.real.take(~half))
     return figures, found
 
 
-def columns_of(made, temperatures):
-    """Return the sets that models made, {column: SliceSet}, those they reconstructed, and {column: repeated grids}.
-
-    Columns are named after the models and the temperatures if there are several.
-    """
-    generated, reconstructed, repeated = {}, {}, {}
+def columns_of(made, part):
+    """Return a part of what models made, {column: value}. If there are several, the columns begin with their names."""
+    columns = {}
     for name, each in made.items():
         prefix = f"{name} " if len(made) > 1 else ""
-        for temperature, slices in each.generated.items():
-            column = f"{prefix}generated" + (f" at {temperature:g}" if len(temperatures or []) > 1 else "")
-            generated[column], repeated[column] = slices, each.repeats[temperature]
-        reconstructed[f"{prefix}reconstructed"] = each.reconstructed
-        repeated[f"{prefix}reconstructed"] = each.repeats["held out"]
-    return generated, reconstructed, repeated
+        columns |= {prefix + column: value for column, value in getattr(each, part).items()}
+    return columns
 
 
 def table(columns):
     """Return {column: {row: Figure}} as lines of text."""
-    rows = list(dict.fromkeys(row for figures in columns.values() for row in figures))
+    rows = dict.fromkeys(row for figures in columns.values() for row in figures)
     width = max(26, *(len(name) + 2 for name in columns))
     lines = [f"{'':32}" + "".join(f"{name:{width}}" for name in columns)]
     for row in rows:
-        cells = [str(figures.get(row, "")) for figures in columns.values()]
-        lines.append(f"{row:32}" + "".join(f"{cell:{width}}" for cell in cells))
+        lines.append(f"{row:32}" + "".join(f"{str(figures.get(row, '')):{width}}" for figures in columns.values()))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -127,32 +99,25 @@ def main(arguments=None):
     if args.no_show:
         plots.hide()
     if args.real:
-        made, reconstructed, repeated = {}, {}, {}
+        made = {}
         real, held_out, generated, count = contenders.read_folders(args.real, args.fake, args.seed)
         about = {"real": str(args.real), "fake": str(args.fake)}
     else:
-        real, held_out, made, count = contenders.read_slices(
-            args.models,
-            args.data,
-            args.url,
-            tune=args.tune,
-            samples=args.samples,
-            candidates=args.candidates,
-            temperatures=args.temperature,
-            seed=args.seed,
-        )
-        generated, reconstructed, repeated = columns_of(made, args.temperature)
+        asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
+        real, held_out, models, count = contenders.read_slices(args.models, args.data, args.url, **asked)
+        made = {each.folder.name: contenders.make(each, args.samples, args.temperature, args.seed) for each in models}
+        generated = columns_of(made, "generated")
         about = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
-        about["temperature"] = {name: list(each.generated) for name, each in made.items()}
+        about["temperature"] = {name: each.temperatures for name, each in made.items()}
         about["candidates"] = {name: each.candidates for name, each in made.items()}
+    reconstructed, repeated = columns_of(made, "reconstructed"), columns_of(made, "repeats")
     sets = {**generated, "held out": held_out, **reconstructed}
     figures, found = measure(Judge(real, held_out, count, args.seed), sets, repeated, args.seed)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))
     for name, each in made.items():
-        print(f"\nthe codes of {name} and their prior")
-        print(table(each.prior))
+        print(f"\nthe codes of {name} and their prior", table(each.prior), sep="\n")
     about |= {"seed": args.seed, "sizes": sizes, "compared": count, "figures": as_json(figures)}
     about["prior"] = {name: as_json(each.prior) for name, each in made.items()}
     with cli.written(args.out / "evaluation.json") as part:
@@ -160,11 +125,11 @@ def main(arguments=None):
     print(args.out / "evaluation.json")
     nearest = plots.draw_nearest({name: (slices, found[name]) for name, slices in generated.items()}, real)
     plots.save(nearest, args.out / config.FIGURES["nearest"])
-    distances = plots.draw_distances({name: each[0] for name, each in found.items()})
-    plots.save(distances, args.out / config.FIGURES["distances"])
+    distances = {name: correlation for name, (correlation, _, _) in found.items()}
+    plots.save(plots.draw_distances(distances), args.out / config.FIGURES["distances"])
     if args.temperature and len(args.temperature) > 1:
         columns = iter(generated)
-        curves = {name: {each: figures[next(columns)] for each in m.generated} for name, m in made.items()}
+        curves = {name: {t: figures[next(columns)] for t in each.temperatures} for name, each in made.items()}
         floor = figures.get("training halves", figures["held out"])
         plots.save(plots.draw_temperatures(curves, floor), args.out / config.FIGURES["temperatures"])
     plots.show()

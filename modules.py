@@ -9,7 +9,8 @@ from the codes before it in raster order (row by row). New grids are drawn from 
     van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, 1606.05328  (PixelCNN)
     Wang et al. 2004, Image Quality Assessment, IEEE Transactions on Image Processing 13(4)    (SSIM)
 
-These are the faithful networks. The larger ones of the sharp preset are in brains/sharp.py.
+These are the faithful networks, whose sizes are in brains/config.py. The larger ones of the sharp preset are in
+brains/sharp.py. SafeConv2D is Keras's Conv2D, safe to train in bfloat16.
 """
 
 import numpy as np
@@ -35,7 +36,7 @@ class VectorQuantizer(layers.Layer):
     """
 
     def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
-        super().__init__(**kwargs | {"dtype": "float32"})  # near ties between distances need all 24 bits
+        super().__init__(**kwargs | {"dtype": "float32"})  # float32 in mixed precision too, for near ties
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
@@ -205,27 +206,28 @@ class ResidualBlock(layers.Layer):
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.reduce = SafeConv2D(filters, 1, activation="relu", name="reduce")
+        self.enter = SafeConv2D(filters, 1, activation="relu", name="enter")
         self.masked = MaskedConv2D(filters // 2, 3, mask_type="B", name="masked")
-        self.expand = SafeConv2D(filters, 1, activation="relu", name="expand")
+        self.leave = SafeConv2D(filters, 1, activation="relu", name="leave")
 
     def build(self, input_shape):
-        self.reduce.build(input_shape)
+        self.enter.build(input_shape)
         self.masked.build((*input_shape[:-1], self.filters))
-        self.expand.build((*input_shape[:-1], self.filters // 2))
+        self.leave.build((*input_shape[:-1], self.filters // 2))
 
     def call(self, inputs):
-        return inputs + self.expand(self.masked(self.reduce(inputs)))
+        return inputs + self.leave(self.masked(self.enter(inputs)))
 
 
 class PixelCNN(keras.Model):
     """The prior over grids of codes (arXiv 1606.05328, without gates), described by a PixelCNNConfig.
 
     Called on code indices (N, h, w) int32 it returns logits (N, h, w, num_embeddings) float32. The logits at a code
-    depend only on the codes before it in raster order.
+    depend only on the codes before it in raster order. It knows nothing of a slice's level (its place in the head, as
+    the sharp prior does) and ignores `levels`.
     """
 
-    levels = None  # the number of slice levels that it knows: none
+    levels = None  # how many levels it knows
 
     def __init__(self, config):
         super().__init__(name="pixelcnn")
@@ -234,9 +236,8 @@ class PixelCNN(keras.Model):
         # called on code indices, it computes the masked convolution of their one-hot vectors
         self.first = OneHotConv2D(config.num_embeddings, filters, causal_mask(7, "A"), dtype="float32", name="first")
         self.blocks = [ResidualBlock(filters, name=f"block_{i}") for i in range(config.residual_blocks)]
-        self.masked = [
-            MaskedConv2D(filters, 1, mask_type="B", name=f"masked_{i}") for i in range(config.masked_layers)
-        ]
+        # of a 1x1 kernel type B masks nothing
+        self.masked = [MaskedConv2D(filters, 1, mask_type="B", name=f"masked_{i}") for i in range(config.masked_layers)]
         self.head = SafeConv2D(config.num_embeddings, 1, dtype="float32", name="head")
         self.first.build((None, *self.grid))
         for layer in [*self.blocks, *self.masked, self.head]:
@@ -274,7 +275,7 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None):
     for row, column in np.ndindex(pixelcnn.grid):
         logits = pixelcnn(codes, levels)[:, row, column]  # (num, K)
         cumulative = np.cumsum(categorical(logits, temperature).probs_parameter(), axis=-1)
-        # a uniform number picks the code where the cumulative distribution passes it
+        # a uniform number picks the code where the cumulative distribution passes it; the last code takes the rest
         codes[:, row, column] = np.sum(cumulative[:, :-1] <= uniforms[:, row, column, None], axis=-1)
     return codes
 
@@ -286,9 +287,9 @@ def ssim(images, others):
     """Return the structural similarity (N,) float32, at most 1, of images (N, H, W, 1) in [-0.5, 0.5] to others.
 
     Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03. The images are shifted to [0, 1] first, data
-    range 1, because the luminance term compares means, which say nothing around 0.
+    range 1, because the luminance term expects values that are not negative.
     """
-    both = np.concatenate([images, others], axis=-1)
+    both = np.concatenate([images, others], axis=-1)  # pairs, which go in batches together
     return in_batches(lambda pair: _ssim(pair[..., :1], pair[..., 1:]), both)
 
 

@@ -20,44 +20,20 @@ from brains.config import FIGURES
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Reconstruct images with the VQ-VAE, or generate new brain slices.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate}")
-    reconstruct = commands.add_parser(
-        "reconstruct", help="encode and decode images", description="Encode images and decode their codes."
-    )
+    meaning = "Encode images and decode their codes."
+    reconstruct = commands.add_parser("reconstruct", help=meaning, description=meaning)
     reconstruct.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="image files of any kind and size")
-    reconstruct.add_argument(
-        "--random",
-        nargs="?",
-        type=cli.positive,
-        const=4,
-        metavar="NUM",
-        help="take NUM random slices of the test split (4)",
-    )
+    meaning = "take NUM random slices of the test split (4)"
+    reconstruct.add_argument("--random", nargs="?", type=cli.positive, const=4, metavar="NUM", help=meaning)
     cli.add_data_arguments(reconstruct)
-    generate = commands.add_parser(
-        "generate", help="draw new brain slices", description="Draw new brain slices from the prior."
-    )
-    generate.add_argument(
-        "num", nargs="?", type=cli.positive, default=4, metavar="NUM", help="how many (default: %(default)s)"
-    )
-    generate.add_argument(
-        "--temperature",
-        type=cli.temperature,
-        metavar="T",
-        help="values below 1 favour likely codes, above 1 rare ones (default: that of the models)",
-    )
-    cli.add_candidates_argument(generate)
-    generate.add_argument(
-        "--level",
-        nargs="+",
-        type=cli.natural,
-        metavar="K",
-        help="slice levels, 0 the lowest, which the slices cycle through; only for models that know levels, such as sharp "
-        "(default: spread evenly over all)",
-    )
+    meaning = "Draw new brain slices from the prior."
+    generate = commands.add_parser("generate", help=meaning, description=meaning)
+    generate.add_argument("num", nargs="?", type=cli.positive, default=4, metavar="NUM", help="how many (%(default)s)")
+    cli.add_sampling_arguments(generate, "values below 1 favour likely codes, above 1 rare ones")
+    meaning = "levels to cycle through, 0 the lowest; for models that know levels, such as sharp (default: all, evenly)"
+    generate.add_argument("--level", nargs="+", type=cli.natural, metavar="K", help=meaning)
     for command in (reconstruct, generate):
-        command.add_argument(
-            "--seed", type=cli.seed, metavar="N", help="draws all that is random (default: a fresh one, printed)"
-        )
+        command.add_argument("--seed", type=cli.seed, metavar="N", help="of all that is drawn (a fresh one, printed)")
         cli.add_model_arguments(command)
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
@@ -82,16 +58,12 @@ def reconstruct(names, images, models, out):
     codes = vqvae.encode(images)
     reconstructions = vqvae.decode(codes)
     for name, reconstruction in zip(names, reconstructions):
-        path = out / f"{name}_reconstruction.png"
-        dataset.save_image(path, reconstruction)
-        print(path)
-    return plots.mosaic(
-        {
-            "original": plots.grey_pictures(images),
-            "codes": plots.code_pictures(codes, vqvae.config.num_embeddings),
-            "reconstruction": plots.grey_pictures(reconstructions),
-        }
-    )
+        dataset.save_image(out / f"{name}_reconstruction.png", reconstruction)
+        print(out / f"{name}_reconstruction.png")
+    panels = {"original": plots.grey_pictures(images)}
+    panels["codes"] = plots.code_pictures(codes, vqvae.config.num_embeddings)
+    panels["reconstruction"] = plots.grey_pictures(reconstructions)
+    return plots.mosaic(panels)
 
 
 def random_slices(number, seed, data, url):
@@ -121,8 +93,7 @@ def generate(args):
     critic, candidates = weights.load_critic(args.models, args.candidates)
     quiet = None if args.num * candidates > 10 * plots.SHOWN else True  # None: a bar if there is a terminal
     progress = functools.partial(tqdm, unit="batch", disable=quiet, leave=False)
-    seed = choose_seed(args.seed)
-    codes = sampling.sample_best(vqvae, prior, critic, candidates, args.num, seed, temperature, levels, progress)
+    codes = sampling.sample_best(vqvae, prior, critic, candidates, args.num, args.seed, temperature, levels, progress)
     with cli.written(args.out / "codes.npy") as part:
         np.save(part, codes)
     for first in progress(range(0, args.num, plots.SHOWN)):  # decoded in portions, to spare memory
@@ -131,13 +102,9 @@ def generate(args):
     print(f"{args.out / 'generated_000.png'}" + (f" to generated_{args.num - 1:03}.png" if args.num > 1 else ""))
     print(args.out / "codes.npy")
     shown = codes[: plots.SHOWN]
-    return plots.mosaic(
-        {
-            "codes": plots.code_pictures(shown, vqvae.config.num_embeddings),
-            "decoded": plots.grey_pictures(vqvae.decode(shown)),
-        },
-        labels=[f"level {level}" for level in levels[: plots.SHOWN]] if prior.levels else [],
-    )
+    panels = {"codes": plots.code_pictures(shown, vqvae.config.num_embeddings)}
+    panels["decoded"] = plots.grey_pictures(vqvae.decode(shown))
+    return plots.mosaic(panels, [f"level {level}" for level in levels[: plots.SHOWN]] if prior.levels else [])
 
 
 def choose_levels(asked, num, prior, models):
@@ -151,26 +118,19 @@ def choose_levels(asked, num, prior, models):
     return np.resize(asked, num)
 
 
-def choose_seed(seed):
-    """Return the seed, or a fresh one, which is printed, if it is None."""
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-        print(f"seed {seed}")
-    return seed
-
-
 def main(arguments=None):
     args = parse_arguments(arguments)
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
+    if args.seed is None and not getattr(args, "paths", None):
+        args.seed = secrets.randbelow(2**32)
+        print(f"seed {args.seed}")
     if args.command == "generate":
         figure = generate(args)
-    elif args.random:
-        slices = random_slices(args.random, choose_seed(args.seed), args.data, args.url)
-        figure = reconstruct(*slices, args.models, args.out)
     else:
-        figure = reconstruct(*named_images(args.paths), args.models, args.out)
+        slices = named_images(args.paths) if args.paths else random_slices(args.random, args.seed, args.data, args.url)
+        figure = reconstruct(*slices, args.models, args.out)
     plots.save(figure, args.out / FIGURES[args.command])
     plots.show()
 

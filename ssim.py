@@ -3,8 +3,8 @@
     python ssim.py                    on the test split
     python ssim.py --split validate   on another one
 
-Writes ssim.csv (one image a line), ssim.json (the figures) and ssim_plot.png (the histogram). Two trivial answers get the
-same figures for comparison: a black image, and the mean of the training images.
+Writes ssim.csv (one image a line), ssim.json (the figures) and ssim_plot.png (the histogram). Two trivial answers get
+the same figures for comparison: a black image, and the mean of the training images.
 """
 
 import argparse
@@ -36,26 +36,16 @@ from brains import plots, weights
 from brains.names import owners
 from brains.statistics import bootstrap_interval
 
-
-def compare(images, answers):
-    """Return SSIM (N,) and PSNR (N,) in dB of images (N, 128, 128, 1) in [-0.5, 0.5] and answers, which are clipped."""
-    answers = np.clip(np.broadcast_to(answers, images.shape), -0.5, 0.5)
-    return modules.ssim(images, answers), modules.psnr(images, answers)
+STATISTICS = {"mean": np.mean, "median": np.median, "std": np.std, "min": np.min, "max": np.max}
 
 
 def summarise(ssim, psnr, cases):
     """Return the figures of one set of answers. The interval is over cases, whose slices are not independent."""
     by_case = {case: float(ssim[cases == case].mean()) for case in dict.fromkeys(cases.tolist())}
     low, high = bootstrap_interval(list(by_case.values()), list(by_case))
-    return {
-        "mean": float(ssim.mean()),
-        "median": float(np.median(ssim)),
-        "std": float(ssim.std()),
-        "min": float(ssim.min()),
-        "max": float(ssim.max()),
-        "psnr": float(psnr.mean()),
-        "mean_by_case": {"mean": float(np.mean(list(by_case.values()))), "low": low, "high": high, "cases": by_case},
-    }
+    mean_by_case = {"mean": float(np.mean(list(by_case.values()))), "low": low, "high": high, "cases": by_case}
+    figures = {name: float(statistic(ssim)) for name, statistic in STATISTICS.items()}
+    return figures | {"psnr": float(psnr.mean()), "mean_by_case": mean_by_case}
 
 
 def table(figures):
@@ -63,7 +53,7 @@ def table(figures):
     lines = [f"{'':22}  mean  median    std    min    max   PSNR dB   mean by case [95 % interval]"]
     for name, figure in figures.items():
         by_case = figure["mean_by_case"]
-        values = "  ".join(f"{figure[key]:5.3f}" for key in ("mean", "median", "std", "min", "max"))
+        values = "  ".join(f"{figure[key]:5.3f}" for key in STATISTICS)
         interval = "" if by_case["low"] is None else f" [{by_case['low']:.3f}, {by_case['high']:.3f}]"  # of one case
         lines.append(f"{name.replace('_', ' '):22} {values}   {figure['psnr']:7.2f}   {by_case['mean']:.3f}{interval}")
     return "\n".join(lines)
@@ -81,19 +71,20 @@ def main(arguments=None):
         "mean_training_image": weights.load_mean_image(args.models),
         "black_image": np.float32(-0.5),
     }
-    scores = {name: compare(slices.images, answer) for name, answer in answers.items()}
+    scores = {}
+    for name, answer in answers.items():
+        answer = np.clip(np.broadcast_to(answer, slices.images.shape), -0.5, 0.5)
+        scores[name] = modules.ssim(slices.images, answer), modules.psnr(slices.images, answer)
     cases, _ = owners(slices.names)
     figures = {name: summarise(*score, cases) for name, score in scores.items()}
     number = len(set(cases))
     of_cases = f"{number} case{'s' if number > 1 else ''}"
     print(f"SSIM of {len(slices.names):,} {args.split} slices of {of_cases}, models {args.models}")
     print(table(figures))
-
     ssim, psnr = scores["reconstructions"]
     with cli.written(args.out / "ssim.csv") as part, open(part, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "case", "ssim", "psnr_db"])
-        writer.writerows(zip(slices.names, cases, ssim.tolist(), psnr.tolist()))
+        rows = zip(slices.names, cases, ssim.tolist(), psnr.tolist())
+        csv.writer(file).writerows([("name", "case", "ssim", "psnr_db"), *rows])
     with cli.written(args.out / "ssim.json") as part:
         about = {"split": args.split, "digest": slices.digest, "slices": len(slices.names), "models": str(args.models)}
         part.write_text(json.dumps(about | figures, indent=1) + "\n")

@@ -4,9 +4,10 @@
     python train.py --preset sharp    train larger models for slices with texture: trained_models/sharp
     python train.py --resume          continue an interrupted training
 
-This file shows the faithful training: `train_faithful` is its order, and the two losses stand above it. The sharp one is
-in brains/stages.py. The loop (brains/loop.py) feeds shuffled batches, applies the gradients on all devices and writes a
-checkpoint after every epoch. The weights that were there stay in use until the new ones are complete.
+This file shows the faithful training: `train_faithful` is its order, and the two losses stand above it. Epochs, batch
+sizes and learning rates are in brains/config.py. The sharp training is in brains/stages.py. `loop.fit` (brains/loop.py)
+feeds shuffled batches, applies the gradients on all devices and writes a checkpoint after every epoch. The old weights
+stay in use until the new ones are complete.
 """
 
 import argparse
@@ -74,7 +75,8 @@ from keras import ops  # isort: skip
 def vqvae_loss(vqvae, variance, images):
     """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
 
-    The squared error is divided by the variance, so that 1 is the error of a constant image.
+    The squared error is divided by the variance, so that 1 is the error of always giving the mean grey value. Figures
+    are averaged over an epoch; what is named counts is summed.
     """
     reconstructions, codes, quantizer_loss = vqvae(images, training=True)
     reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
@@ -97,12 +99,12 @@ def pixelcnn_loss(pixelcnn, codes):
 
 def train_faithful(job, preset):
     """Train the faithful models on the slices of a Job; returns {stage: Training}, the mean image and the variance."""
-    mean, variance = job.moments(np.full(len(job.images), True))
+    mean, variance = job.moments(np.full(len(job.images), True))  # of all slices
 
-    # 1. The VQ-VAE learns to turn all training slices into codes and back.
+    # 1. The VQ-VAE learns to turn all training slices into codes and back, those of the held-out cases too.
     vqvae_training = train_vqvae(job, preset, variance)
 
-    # 2. It gives every slice its grid of codes, in float32 as the scripts use it.
+    # 2. It gives every slice its grid of codes: in float32, as predict.py uses it, whatever it was trained in.
     vqvae = as_used(vqvae_training.model)
     codes = stream.encode(vqvae, job.images, job.scratch / "codes.bin")
 
@@ -116,17 +118,17 @@ def train_vqvae(job, preset, variance):
     keras.utils.set_random_seed(job.seed)
     vqvae = modules.build_vqvae(preset.vqvae_network)
     optimizer = keras.optimizers.Adam(preset.vqvae.learning_rate)
-    settings = job.settings_of(preset, "vqvae", ignore=("epochs", "validation_share"))
+    settings = job.settings_of(preset, "vqvae", ignore=("epochs", "validation_share"))  # these may change on --resume
     training = job.training("vqvae", vqvae, optimizer, settings)
     job.note_few_steps(training, preset.vqvae, len(job.images))
 
-    def read(chosen, draws):
+    def read(chosen, draws):  # a batch of indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen]]
 
     def loss(images):
         return vqvae_loss(vqvae, variance, images)
 
-    def summarise(totals):
+    def summarise(totals):  # of an epoch
         figures = reports.with_code_usage(totals)
         return figures, reports.vqvae_line(figures)
 
@@ -141,7 +143,8 @@ def train_pixelcnn(job, preset, vqvae, codes):
     network = dataclasses.replace(preset.prior_network, grid=vqvae.grid, num_embeddings=vqvae.config.num_embeddings)
     pixelcnn = modules.PixelCNN(network)
     optimizer = keras.optimizers.Adam(preset.pixelcnn.learning_rate)
-    settings = job.settings_of(preset, "pixelcnn", ignore=("epochs",)) | {"follows": job.digest_of_codes(vqvae)}
+    settings = job.settings_of(preset, "pixelcnn", ignore=("epochs",))
+    settings["follows"] = job.digest_of_codes(vqvae)  # what gave the codes
     training = job.training("pixelcnn", pixelcnn, optimizer, settings, monitor="validation_loss")
     seen, unseen = job.seen_and_unseen()
     signature = [tf.TensorSpec((None, *network.grid), "int32")]
@@ -165,27 +168,16 @@ def main(arguments=None):
     args, preset = parse_arguments(arguments)
     cli.make_folder(args.out)
     try:
-        with jobs.start(
-            args.preset,
-            args.models,
-            args.data,
-            args.url,
-            validation_share=args.validation_share,
-            seed=args.seed,
-            resume=args.resume,
-            precision=args.precision,
-            deterministic=args.deterministic,
-        ) as job:
-            if args.preset == "faithful":
-                trained, held_out_from, mirrored = train_faithful(job, preset), ["pixelcnn"], False
-            else:
-                trained, held_out_from, mirrored = stages.train_sharp(job, preset), list(jobs.NAMES), True
-            content = jobs.finish(job, preset, args.models, *trained, held_out_from, mirrored)
+        options = ("validation_share", "seed", "resume", "precision", "deterministic")
+        options = {name: getattr(args, name) for name in options}
+        with jobs.start(args.preset, args.models, args.data, args.url, **options) as job:
+            train = {"faithful": train_faithful, "sharp": stages.train_sharp}[args.preset]
+            content = jobs.finish(job, preset, args.models, *train(job, preset))
     except KeyboardInterrupt:
         again = shlex.join(["python", "train.py", *(arguments or sys.argv[1:]), *([] if args.resume else ["--resume"])])
         cli.note(f"\ninterrupted; `{again}` continues after the last epoch that was finished, if any")
         sys.exit(130)
-    if content:
+    if content:  # of several workers only the first one has it
         if args.no_show:
             plots.hide()
         for stage, figure in plots.trainings(content).items():

@@ -1,8 +1,8 @@
 """The adversarial stage of the sharp preset: a discriminator, the losses, and the training against it.
 
-    Esser et al. 2021, Taming Transformers, VQGAN, arXiv 2012.09841          (the idea; here without perceptual distances)
-    Wang et al. 2018, pix2pixHD, arXiv 1711.11585                            (two scales, feature matching)
-    Mescheder et al. 2018, arXiv 1801.04406                                  (penalty on the gradient at real slices, R1)
+Esser et al. 2021, Taming Transformers, VQGAN, arXiv 2012.09841          (the idea; here without perceptual distances)
+Wang et al. 2018, pix2pixHD, arXiv 1711.11585                            (two scales, feature matching)
+Mescheder et al. 2018, arXiv 1801.04406                                  (penalty on the gradient at real slices, R1)
 """
 
 from brains import loop, reports
@@ -24,7 +24,9 @@ class Discriminator(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(name="discriminator", dtype="float32")  # the convolutions follow the policy, but not the detail of the images
+        super().__init__(
+            name="discriminator", dtype="float32"
+        )  # the convolutions follow the policy, but not the detail of the images
         filters = config.filters
         self.scales = [
             [
@@ -142,7 +144,7 @@ def train_adversarial(job, preset, vqvae, variance):
 
     def summarise(totals):
         figures = reports.with_code_usage(totals) | validate(vqvae, used, job.images, unseen)
-        return figures, reports.adversarial_line(figures)
+        return figures, reports.vqvae_line(figures)
 
     gradients = adversarial_gradients(training, frozen, discriminator, optimizer, preset, variance)
     loop.fit(training, gradients, read, len(seen), preset.adversarial, job.seed, summarise)

@@ -1,7 +1,4 @@
-"""What every script shares: errors in one line, common flags, and files that are written whole or not at all.
-
-It imports nothing of this project but the configuration.
-"""
+"""What every script shares: errors in one line, flags, and files written whole. It imports only the configuration."""
 
 import argparse
 import contextlib
@@ -16,21 +13,15 @@ from pathlib import Path
 from brains import config
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a system says that the disk is full
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
+FREE_SPACE = "free some space and run again"
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, with which file, and what to do."""
 
-    status = 1  # of the exit
-
 
 class UsageError(UserError):
     """A flag that does not go with the models or the data."""
-
-    status = 2
 
 
 def run(main):
@@ -40,7 +31,7 @@ def run(main):
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader of the output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -67,8 +58,6 @@ def short(path):
     path = Path(path).absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-
-# --- flags ------------------------------------------------------------------------------------------------------------
 
 # A preset's field that a flag of train.py sets: the part of the preset, the field of that part, and what it means.
 TRAINING_FLAGS = {
@@ -100,12 +89,11 @@ def choose_preset(parser, args):
     preset = config.PRESETS[args.preset]
     for flag, (part, field, _) in TRAINING_FLAGS.items():
         value = getattr(args, flag.strip("-").replace("-", "_"))
-        if value is None:
-            continue
-        if _field(preset, part, field) is None:
+        if value and _field(preset, part, field) is None:
             parser.error(f"{flag} does not go with --preset {args.preset}")
-        changed = dataclasses.replace(getattr(preset, part), **{field: value})
-        preset = dataclasses.replace(preset, **{part: changed})
+        if value:
+            changed = dataclasses.replace(getattr(preset, part), **{field: value})
+            preset = dataclasses.replace(preset, **{part: changed})
     return preset
 
 
@@ -115,39 +103,26 @@ def _field(preset, part, field):
 
 def add_data_arguments(parser):
     """Add --data and --url, which `dataset.load_split` takes."""
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="folder or zip of slices, or folder of volumes (default: "
-        f"{short(config.DATASET / config.TOP_FOLDER)}, fetched if missing)",
-    )
+    default = f"(default: {short(config.DATASET / config.TOP_FOLDER)}, fetched if missing)"
+    parser.add_argument("--data", metavar="PATH", help=f"folder or zip of slices, or folder of volumes {default}")
     parser.add_argument("--url", help="address of the zip to fetch (default: OASIS_URL of the environment, if set)")
 
 
 def add_model_arguments(parser, presets=tuple(config.PRESETS), default="faithful"):
     """Add --preset, --models, --out and --no-show, which every script that uses the networks takes."""
-    parser.add_argument("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
-    parser.add_argument(
-        "--models",
-        type=Path,
-        metavar="DIR",
-        help=f"folder of the weights (default: {short(config.MODELS / 'PRESET')})",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("outputs"), metavar="DIR", help="output folder (default: %(default)s)"
-    )
-    parser.add_argument("--no-show", action="store_true", help="write figures without opening windows")
+    add, folder = parser.add_argument, short(config.MODELS / "PRESET")
+    add("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
+    add("--models", type=Path, metavar="DIR", help=f"folder of the weights (default: {folder})")
+    add("--out", type=Path, metavar="DIR", default="outputs", help="output folder (default: %(default)s)")
+    add("--no-show", action="store_true", help="write figures without opening windows")
 
 
-def add_candidates_argument(parser):
-    """Add --candidates, which every script that draws slices takes; returns what was added."""
-    return parser.add_argument(
-        "--candidates",
-        type=positive,
-        metavar="N",
-        help="samples drawn for each slice; the critic keeps the most realistic one. Only for models with a critic, "
-        "such as sharp (default: that of the models)",
-    )
+def add_sampling_arguments(parser, meaning, **how_many):
+    """Add --candidates and --temperature (of this meaning), which every script that draws slices takes."""
+    default = "(default: that of the models)"
+    chosen = f"samples a slice, of which the critic keeps one; only for models with a critic, such as sharp {default}"
+    parser.add_argument("--candidates", type=positive, metavar="N", help=chosen)
+    parser.add_argument("--temperature", type=temperature, metavar="T", help=f"{meaning} {default}", **how_many)
 
 
 def choose_models(args):
@@ -155,55 +130,33 @@ def choose_models(args):
     return args.models or short(config.MODELS / args.preset)
 
 
-def positive(text):
-    """Argument type: a whole number of at least 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _number(kind, low, high, meaning):
+    """Return an argument type: a number of that kind between `low` and `high`, both excluded."""
+
+    def parse(text):
+        try:
+            if low < kind(text) < high:
+                return kind(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+
+    return parse
 
 
-def natural(text):
-    """Argument type: a whole number of at least 0."""
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def seed(text):
-    """Argument type: a whole number from 0 to 2^32 - 1."""
-    if not text.strip().isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
-    return int(text)
-
-
-def temperature(text):
-    """Argument type: a number above 0."""
-    return _number_between(text, 0, math.inf, "a number above 0")
-
-
-def share(text):
-    """Argument type: a number between 0 and 1, both excluded."""
-    return _number_between(text, 0, 1, "a number between 0 and 1")
+positive = _number(int, 0, math.inf, "a whole number of at least 1")
+natural = _number(int, -1, math.inf, "a whole number of at least 0")
+seed = _number(int, -1, 2**32, "a whole number from 0 to 4294967295")
+temperature = _number(float, 0, math.inf, "a number above 0")
+share = _number(float, 0, 1, "a number between 0 and 1")
 
 
 def orientation(text):
-    """Argument type: a letter for each axis, such as RAS."""
+    """Return the letters for the axes, such as RAS, that an argument gives."""
     code = text.upper()
     if len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return code
     raise argparse.ArgumentTypeError(f"{text!r} is not a letter for each axis (L or R, P or A, I or S), such as RAS")
-
-
-def _number_between(text, low, high, wanted):
-    try:
-        if low < float(text) < high:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def make_folder(folder):
@@ -223,7 +176,7 @@ def written(path):
         yield part
         part.replace(path)
     except OSError as error:
-        remedy = "free some space" if error.errno in FULL else "name another folder"
-        raise UserError(f"{path}: cannot be written ({reason(error)}); {remedy} and run again") from error
+        remedy = FREE_SPACE if error.errno in FULL else "name another folder and run again"
+        raise UserError(f"{path}: cannot be written ({reason(error)}); {remedy}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -32,9 +32,6 @@ FIGURES = {  # names of the figures that the scripts write
 }
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class VQVAEConfig:
     """The faithful VQ-VAE, built by `modules.build_vqvae`. `filters` run from fine to coarse."""
@@ -111,9 +108,6 @@ def from_json(config_class, values):
     return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-# --- presets ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Schedule:
     """How long a stage is trained, on how many items a step, and Adam's learning rate."""
@@ -132,6 +126,8 @@ class Faithful:
     vqvae: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=1e-3)
     pixelcnn: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=3e-4)
     temperature: float = 1.0  # of sampling
+    held_out_from: tuple = ("pixelcnn",)  # the stages that do not see the held-out cases
+    mirrored: bool = False  # whether mirror images of slices are learned too
 
 
 @dataclass(frozen=True)
@@ -154,6 +150,8 @@ class Sharp:
     penalty_weight: float = 0.2  # low, for the discriminator sees an enlarged detail
     temperature: float = 1.0  # of sampling
     candidates: int = 8  # samples a slice that the critic chooses from
+    held_out_from: tuple = ("vqvae", "adversarial", "pixelcnn", "critic")
+    mirrored: bool = True
 
 
 PRESETS = {"faithful": Faithful(), "sharp": Sharp()}

@@ -1,7 +1,7 @@
 """The sets of slices that an evaluation compares: real ones, held-out ones, and what each set of models makes."""
 
 import functools
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ import dataset
 from brains import sampling, weights
 from brains.cli import UserError, note, short
 from brains.config import DATASET, FIGURES, SIZE
-from brains.fidelity import NEIGHBOURS, SliceSet, slice_set
+from brains.fidelity import NEIGHBOURS, slice_set
 from brains.judge import judge_prior
 from brains.memory import Codes, repeats
 from brains.names import hold_out, is_litter, natural_order, owners
@@ -37,38 +37,23 @@ def read_folders(real_folder, fake_folder, seed):
     """Return the real slices but for a tenth of their groups, that tenth, the fake ones, and how many to compare."""
     real, fake = load_folder(real_folder), load_folder(fake_folder)
     chosen = np.isin(real.groups, hold_out(real.groups, 0.1, seed))
-    real, held_out = real.take(~chosen), real.take(chosen)
-    sets, where = {"generated": fake}, f"{real_folder} (less a tenth, held out), {fake_folder}"
-    count = number_compared({"reference": real, "held out": held_out, **sets}, len(fake.grey), where)
-    return real, held_out, sets, count
+    real, held_out, generated = real.take(~chosen), real.take(chosen), {"generated": fake}
+    where = f"{real_folder} (less a tenth, held out), {fake_folder}"
+    count = number_compared({"reference": real, "held out": held_out, **generated}, len(fake.grey), where)
+    return real, held_out, generated, count
 
 
-class Made(NamedTuple):
-    """What a set of models makes.
+# A set of models, its config.json, what `weights.load_critic` gives of it, and the slices that it is measured with:
+# `test` is None where held-out training slices stand in for it; `unseen` (N,) bool are the training slices not seen.
+Models = namedtuple("Models", "folder content critic training test unseen")
 
-    `generated` are SliceSets by temperature, each chosen from so many `candidates`. `reconstructed` are the held-out
-    slices. `repeats` are the Figures of repeated grids, by temperature and "held out". `prior` are those of the codes.
-    """
-
-    generated: dict
-    candidates: int
-    reconstructed: SliceSet
-    repeats: dict
-    prior: dict
+# What a set of models makes at `temperatures`, each slice chosen from so many `candidates`, by column of the table: the
+# SliceSets `generated` and `reconstructed`, and the Figures of repeated grids; `prior` are those of the codes.
+Made = namedtuple("Made", "temperatures candidates generated reconstructed repeats prior")
 
 
-class Models(NamedTuple):
-    """A set of models, their critic, and which training slices they have not seen (N,) bool."""
-
-    folder: object
-    content: dict
-    critic: object
-    candidates: int
-    unseen: np.ndarray
-
-
-def read_slices(folders, data, url, *, tune, samples, candidates, temperatures, seed):
-    """Return the reference slices, held-out ones, {name: Made} of each folder of models, and how many to compare.
+def read_slices(folders, data, url, *, tune, samples, candidates):
+    """Return the reference slices, held-out ones, the Models of each folder, and how many slices to compare.
 
     If `tune`, the held-out ones are the training cases held out in training, and the test split is not read. Raises
     UserError if models or slices are missing, or if `tune` is asked for models that were trained on other slices.
@@ -81,83 +66,68 @@ def read_slices(folders, data, url, *, tune, samples, candidates, temperatures, 
     }
     test = None if tune else dataset.load_split("test", data, url)
     training = dataset.load_split("train", data, url)
-    known = slice_set(training.images, training.names, owners(training.names)[1])
-    models = [
-        Models(folder, content, *critics[folder], find_unseen(folder, content, training.digest, known.groups, tune))
-        for folder, content in contents.items()
-    ]
+    real = slice_set(training.images, training.names, owners(training.names)[1])
+    models = []
+    for folder, content in contents.items():
+        found = find_unseen(folder, content, training.digest, real.groups, tune)
+        models.append(Models(folder, content, critics[folder], training, test, found))
     unseen = models[0].unseen
-    if tune and any(np.any(other.unseen != unseen) for other in models):
+    if tune and any(np.any(each.unseen != unseen) for each in models):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
     if tune:
-        real, held_out = known.take(~unseen), known.take(unseen)
+        real, held_out = real.take(~unseen), real.take(unseen)
     else:
-        real, held_out = known, slice_set(test.images, test.names, owners(test.names)[1])
+        held_out = slice_set(test.images, test.names, owners(test.names)[1])
     count = number_compared({"reference": real, "held out": held_out}, samples, data or short(DATASET))
-    made = {each.folder.name: make(each, training, test, samples, temperatures, seed) for each in models}
-    return real, held_out, made, count
+    return real, held_out, models, count
 
 
 def find_unseen(folder, content, digest, cases, tune):
     """Return which training slices (N,) bool, of these cases, models have not seen."""
-    unseen = np.isin(cases, content["data"]["held_out_cases"])
     if digest != content["data"]["digest"]:
         if tune:
             raise UserError(f"{folder}: trained on other slices than these, so none are known to be held out")
         note(f"note: {folder} was trained on other slices than these; only the test split is held out from it")
-        unseen[:] = False
-    elif tune and "vqvae" not in content["data"].get("held_out_from", []):
+        return np.zeros(len(cases), bool)
+    if tune and "vqvae" not in content["data"].get("held_out_from", []):
         note(f"note: these cases were held out from the PixelCNN of {folder} only; its VQ-VAE has seen them")
-    return unseen
+    return np.isin(cases, content["data"]["held_out_cases"])
 
 
-def make(models, training, test, samples, temperatures, seed):
-    """Return what Models make of the held-out slices, and so many samples by temperature: a Made.
-
-    The held-out slices are those of `test`, or if that is None the training slices that the models have not seen.
-    """
+def make(models, samples, temperatures, seed):
+    """Return what Models make of the held-out slices, and so many samples by temperature: a Made."""
     vqvae, prior = weights.load_models(models.folder)
-    unseen = models.unseen
+    training, test, unseen = models.training, models.test, models.unseen
     held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
-    codes = Codes(vqvae.encode(training.images), *owners(training.names))
-    held_out_codes = Codes(vqvae.encode(held_out.images), *owners(held_out.names))
-    if prior.levels and max(each.levels.max() for each in (codes, held_out_codes)) >= prior.levels:
+    codes, held_out_codes = (Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out))
+    if prior.levels and max(codes.levels.max(), held_out_codes.levels.max()) >= prior.levels:
         raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
     sets = {"training": codes.take(~unseen)} | ({"validation": codes.take(unseen)} if unseen.any() else {})
     if test:
         sets["test"] = held_out_codes
-    known = codes.grids if test else codes.grids[~unseen]
+    encoded = [codes.grids]
     if models.content["data"].get("mirrored"):  # the prior has seen mirror images too
-        mirrored = vqvae.encode(training.images[:, ::-1])
-        known = np.concatenate([known, mirrored if test else mirrored[~unseen]])
-    repeated = {"held out": repeats(held_out_codes, known)}
-    reconstructed = slice_set(vqvae.decode(held_out_codes.grids), held_out.names, held_out_codes.levels)
-    progress = functools.partial(
-        tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None
-    )
+        encoded.append(vqvae.encode(training.images[:, ::-1]))
+    known = np.concatenate([grids if test else grids[~unseen] for grids in encoded])
+    decoded = vqvae.decode(held_out_codes.grids)
+    reconstructed = {"reconstructed": slice_set(decoded, held_out.names, held_out_codes.levels)}
+    repeated = {"reconstructed": repeats(held_out_codes, known)}
+    progress = functools.partial(tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None)
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
-    generated = {}
-    for temperature in temperatures or [weights.load_temperature(models.folder)]:
-        grids = sampling.sample_best(
-            vqvae, prior, models.critic, models.candidates, samples, seed, temperature, progress=progress
-        )
-        drawn = Codes(grids, np.array(names), levels)
-        generated[temperature] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
-        repeated[temperature] = repeats(drawn, known)
-        sets["generated" if len(temperatures or []) < 2 else f"generated at {temperature:g}"] = drawn
-    return Made(generated, models.candidates, reconstructed, repeated, judge_prior(prior, sets))
+    generated, temperatures = {}, list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
+    for temperature in temperatures:
+        column = "generated" if len(temperatures) == 1 else f"generated at {temperature:g}"
+        grids = sampling.sample_best(vqvae, prior, *models.critic, samples, seed, temperature, progress=progress)
+        sets[column] = Codes(grids, np.array(names), levels)
+        generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
+        repeated[column] = repeats(sets[column], known)
+    return Made(temperatures, models.critic[1], generated, reconstructed, repeated, judge_prior(prior, sets))
 
 
 def number_compared(sets, samples, where):
-    """Return how many slices of each set {name: SliceSet} to compare with as many samples: at most half the reference.
-
-    Raises UserError if that is too few, or of too few people, to measure anything.
-    """
-    sizes = {
-        "samples": samples,
-        "held-out slices": len(sets["held out"].grey),
-        "slices in each half of the reference": len(sets["reference"].grey) // 2,
-    }
+    """Return how many slices of each set {name: SliceSet} to compare. Raises UserError if they are too few."""
+    sizes = {"samples": samples, "held-out slices": len(sets["held out"].grey)}
+    sizes["slices in each half of the reference"] = len(sets["reference"].grey) // 2
     fewest, count = min(sizes.items(), key=lambda item: item[1])
     for name, slices in sets.items():
         most = np.unique(slices.groups, return_counts=True)[1].max()

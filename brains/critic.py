@@ -28,7 +28,9 @@ class Critic(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(name="critic", dtype="float32")  # the convolutions follow the policy, but not the detail of the images
+        super().__init__(
+            name="critic", dtype="float32"
+        )  # the convolutions follow the policy, but not the detail of the images
         self.config = config
         last = config.filters[-1]
         self.features = [

@@ -15,10 +15,7 @@ class _Retry(Exception):
 
 
 def download(url, part):
-    """Stream a zip from `url` to the file `part`, continuing where an earlier transfer broke off.
-
-    Raises UserError if the address gives no zip, and OSError if `part` cannot be written.
-    """
+    """Stream a zip from `url` to `part`, or what it lacks. Raises UserError, or OSError if `part` cannot be written."""
     import requests  # takes as long to import as all else that dataset.py needs
 
     for attempt in range(1, ATTEMPTS + 1):
@@ -42,6 +39,7 @@ def _reason(error):
 
 def _transfer(url, part):
     import requests
+    from tqdm import tqdm
 
     start = part.stat().st_size if part.exists() else 0
     # identity: a Range counts bytes of what is sent, so nothing may compress it on the way
@@ -60,21 +58,14 @@ def _transfer(url, part):
             start = 0  # a server without Range sends all from the beginning
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        _write(response.iter_content(1 << 18), part, start, total)
-
-
-def _write(chunks, part, start, total):
-    from tqdm import tqdm
-
-    first = next(chunks, b"")
-    if not start and not first.startswith(b"PK"):
-        raise UserError("is not a zip" + (" but a web page" if b"<html" in first[:1024].lower() else ""))
-    with (
-        open(part, "ab" if start else "wb") as file,
-        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None) as bar,
-    ):
-        for chunk in itertools.chain([first], chunks):
-            file.write(chunk)
-            bar.update(len(chunk))
+        chunks = response.iter_content(1 << 18)
+        first = next(chunks, b"")
+        if not start and not first.startswith(b"PK"):
+            raise UserError("is not a zip" + (" but a web page" if b"<html" in first[:1024].lower() else ""))
+        progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="  download", disable=None)
+        with progress, open(part, "ab" if start else "wb") as file:
+            for chunk in itertools.chain([first], chunks):
+                file.write(chunk)
+                progress.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise _Retry("the transfer broke off")

@@ -1,10 +1,10 @@
 """How much sets of slices look like real ones: distances of distributions, neighbourhoods, and a classifier.
 
-    Heusel et al. 2017, arXiv 1706.08500          (Frechet distance)
-    Karras et al. 2018, arXiv 1710.10196          (sliced Wasserstein distance of Laplacian-pyramid patches)
-    Kynkaanniemi et al. 2019, arXiv 1904.06991    (precision and recall)
-    Naeem et al. 2020, arXiv 2002.09797           (density and coverage)
-    Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
+Heusel et al. 2017, arXiv 1706.08500          (Frechet distance)
+Karras et al. 2018, arXiv 1710.10196          (sliced Wasserstein distance of Laplacian-pyramid patches)
+Kynkaanniemi et al. 2019, arXiv 1904.06991    (precision and recall)
+Naeem et al. 2020, arXiv 2002.09797           (density and coverage)
+Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
 """
 
 import os
@@ -40,18 +40,14 @@ PAIRS = 2000  # random pairs of slices
 
 
 class SliceSet(NamedTuple):
-    """Slices as PNGs hold them, `grey` (N, 128, 128) uint8, and the group (the person) of each, `groups` (N,) str.
-
-    `levels` (N,) int are their levels in the head, 0 the lowest, or None if they are not known.
-    """
+    """Slices (N, 128, 128) uint8, the person of each (N,) str, and its level (N,) int, 0 the lowest, if known."""
 
     grey: np.ndarray
     groups: np.ndarray
     levels: np.ndarray | None = None
 
     def take(self, chosen):
-        levels = None if self.levels is None else self.levels[chosen]
-        return SliceSet(self.grey[chosen], self.groups[chosen], levels)
+        return SliceSet(*(None if values is None else values[chosen] for values in self))
 
 
 def slice_set(images, names, levels=None):
@@ -62,9 +58,6 @@ def slice_set(images, names, levels=None):
 def unit(grey):
     """Return grey values (...) uint8 as float32 in [0, 1]."""
     return grey / np.float32(255)
-
-
-# --- fidelity and variety ---------------------------------------------------------------------------------------------
 
 
 def fit_components(real, seed):
@@ -96,12 +89,13 @@ def frechet_distance(points, others):
 def neighbourhoods(points, groups, real, real_groups):
     """Return precision, density, recall and coverage of points (N, D) against as many real ones (N, D).
 
-    The reach of a point is the distance to its NEIGHBOURS-th nearest neighbour. A point is precise if it lies within the
+    The reach of a point is the distance to its NEIGHBOURS-th nearest neighbour. A point is precise if it is within the
     reach of a real one; density counts in how many reaches it lies, over NEIGHBOURS (Kynkaanniemi et al. 2019, Naeem et
     al. 2020). A real point is recalled if it lies within the reach of a point, and covered if a point lies within its
-    own reach. Unlike in the papers, reach is measured to other groups: the nearest neighbour of a person's slice is that
+    own reach. Unlike in the papers, reach is measured to other groups: the nearest neighbour of a slice is the same
     person's next slice, which says nothing about how people differ. The intervals are over the points' groups.
     """
+
     def reach(centres, owners):
         others = np.where(owners[:, None] == owners, np.inf, cdist(centres, centres))
         return np.partition(others, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
@@ -128,6 +122,7 @@ def neighbourhoods(points, groups, real, real_groups):
 
 def laplacian_pyramid(images):
     """Return the Laplacian pyramid of images (N, H, W): SCALES arrays (N, H / 2^i, W / 2^i), the last one the rest."""
+
     def blur(array):
         kernel = np.array([1, 4, 6, 4, 1], np.float32) / 16
         return convolve1d(convolve1d(array, kernel, axis=1, mode="mirror"), kernel, axis=2, mode="mirror")
@@ -142,22 +137,21 @@ def laplacian_pyramid(images):
     return [*pyramid, images]
 
 
-def random_patches(images, rng):
+def random_patches(images, seed):
     """Return PATCHES flattened patches at random places of each image (N, H, W): (N PATCHES, PATCH^2)."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
-    rows, columns = rng.integers(0, windows.shape[1], (2, len(images), PATCHES))
+    rows, columns = np.random.default_rng(seed).integers(0, windows.shape[1], (2, len(images), PATCHES))
     return windows[np.arange(len(images))[:, None], rows, columns].reshape(-1, PATCH * PATCH)
 
 
 def sliced_wasserstein(pyramid, real_pyramid, seed):
-    """Return the sliced Wasserstein distances of patches, x 1000, at each scale of two pyramids of as many slices.
+    """Return 1000 times the sliced Wasserstein distance of patches at each scale of two pyramids (Karras et al. 2018).
 
-    Patches are in units of the standard deviation of the real ones, so that a lack of contrast counts (Karras et al.
-    2018).
+    Both are of as many slices. Patches are in units of the real ones' deviation, so that a lack of contrast counts.
     """
     distances = []
     for scale, real_scale in zip(pyramid, real_pyramid):
-        patches, real = (random_patches(images, np.random.default_rng(seed)) for images in (scale, real_scale))
+        patches, real = random_patches(scale, seed), random_patches(real_scale, seed)
         directions = np.random.default_rng(seed).normal(size=(PATCH * PATCH, DIRECTIONS)).astype(np.float32)
         directions /= np.linalg.norm(directions, axis=0)
         total = 0
@@ -170,13 +164,12 @@ def sliced_wasserstein(pyramid, real_pyramid, seed):
 
 def pair_ssim(slices, seed):
     """Return the Figure of the mean SSIM of random pairs of slices of different groups; lower is more varied."""
-    rng = np.random.default_rng(seed)
-    first, second = rng.integers(0, len(slices.grey), (2, 4 * PAIRS))
+    first, second = np.random.default_rng(seed).integers(0, len(slices.grey), (2, 4 * PAIRS))
     apart = np.flatnonzero(slices.groups[first] != slices.groups[second])[:PAIRS]
     first, second = first[apart], second[apart]
     likeness = ssim(as_images(slices.take(first)), as_images(slices.take(second)))
-    weights = resampled(slices.groups)
-    weights = weights[:, first] * weights[:, second]
+    drawn = resampled(slices.groups)
+    weights = drawn[:, first] * drawn[:, second]
     weights = weights[weights.any(axis=1)]  # a sample of one person has no pairs
     means = weights @ likeness / weights.sum(axis=1)
     return Figure(float(likeness.mean()), *np.percentile(means, (2.5, 97.5)).tolist())
@@ -193,28 +186,19 @@ def fit_level(real, components):
     return lambda slices: regression.predict(components(slices))
 
 
-# --- the classifier two-sample test -----------------------------------------------------------------------------------
-
-
 def energies(images):
     """Return the mean absolute value of each scale of images (N, H, W) in each cell of a grid: (N, SCALES CELLS^2)."""
-    return np.concatenate(
-        [
-            np.abs(scale)
-            .reshape(len(scale), CELLS, scale.shape[1] // CELLS, CELLS, -1)
-            .mean(axis=(2, 4))
-            .reshape(len(scale), -1)
-            for scale in laplacian_pyramid(images)
-        ],
-        axis=1,
-    )
+    energies_by_scale = []
+    for scale in laplacian_pyramid(images):
+        cells = np.abs(scale).reshape(len(scale), CELLS, scale.shape[1] // CELLS, CELLS, -1)
+        energies_by_scale.append(cells.mean(axis=(2, 4)).reshape(len(scale), -1))
+    return np.concatenate(energies_by_scale, axis=1)
 
 
 def two_sample_auc(slices, real, seed, floor=0.0):
     """Return the Figure of the ROC AUC of a classifier that tells slices from as many real ones; 0.5 if it cannot.
 
-    Each slice is judged by a classifier fitted without its group (Lopez-Paz and Oquab 2017). Values below `floor` count
-    as 0.
+    Each slice is judged by a classifier fitted without its group (Lopez-Paz and Oquab 2017). Less than `floor` is 0.
     """
     images = np.concatenate([unit(slices.grey), unit(real.grey)])
     features = energies(np.where(images < floor, 0, images))
@@ -225,9 +209,7 @@ def two_sample_auc(slices, real, seed, floor=0.0):
     leaf = max(1, min(20, len(truth) // 20))  # slices in a leaf, small enough for few slices
     classifier = HistGradientBoostingClassifier(min_samples_leaf=leaf, early_stopping=False, random_state=seed)
     scores = cross_val_predict(classifier, features, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
-    resamples = [
-        roc_auc_score(truth, scores, sample_weight=weights)
-        for weights in resampled(groups)[:AUC_RESAMPLES]
-        if weights[truth == 1].any() and weights[truth == 0].any()
-    ]
+    drawn = resampled(groups)[:AUC_RESAMPLES]
+    drawn = drawn[drawn[:, truth == 1].any(axis=1) & drawn[:, truth == 0].any(axis=1)]
+    resamples = [roc_auc_score(truth, scores, sample_weight=weights) for weights in drawn]
     return Figure(float(roc_auc_score(truth, scores)), *np.percentile(resamples, (2.5, 97.5)).tolist())

@@ -73,7 +73,12 @@ class Job:
 
     def training(self, stage, model, optimizer, settings, monitor=None, others=()):
         """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one."""
-        shared = {"preset": self.preset, "digest": self.digest_of_slices, "seed": self.seed, "precision": self.precision}
+        shared = {
+            "preset": self.preset,
+            "digest": self.digest_of_slices,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
         settings = json.loads(json.dumps(shared | settings))  # as a checkpoint gives them back
         path = self.checkpoints / f"{stage}.npz"
         training = loop.Training(NAMES[stage], model, optimizer, path, settings, monitor, others)
@@ -185,7 +190,7 @@ def _choose_precision(strategy, asked, deterministic, checkpoint, resume):
     return policy
 
 
-def finish(job, preset, models, trainings, mean, variance, held_out_from, mirrored):
+def finish(job, preset, models, trainings, mean, variance):
     """Write the set of weights of a finished Job and delete its checkpoints; returns config.json.
 
     `trainings` are the Trainings by stage. Only the worker that writes does so; the others return None.
@@ -207,8 +212,8 @@ def finish(job, preset, models, trainings, mean, variance, held_out_from, mirror
         "slices": len(job.images),
         "variance": variance,
         "held_out_cases": job.held_out_cases,
-        "held_out_from": held_out_from,
-        "mirrored": mirrored,
+        "held_out_from": preset.held_out_from,
+        "mirrored": preset.mirrored,
     }
     content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}
     content["versions"] = {"python": platform.python_version()}

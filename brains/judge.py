@@ -3,19 +3,8 @@
 import numpy as np
 
 import modules
+from brains import fidelity
 from brains.backend import tf
-from brains.fidelity import (
-    BACKGROUND,
-    fit_components,
-    fit_level,
-    frechet_distance,
-    laplacian_pyramid,
-    neighbourhoods,
-    pair_ssim,
-    sliced_wasserstein,
-    two_sample_auc,
-    unit,
-)
 from brains.memory import nearer_than_held_out, nearest, ssim_of_nearest
 from brains.statistics import Figure, mean, share
 
@@ -28,8 +17,8 @@ class Judge:
 
     def __init__(self, real, held_out, count, seed):
         self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
-        self.components = fit_components(real, seed)
-        self.predict_level = None if real.levels is None else fit_level(real, self.components)
+        self.components = fidelity.fit_components(real, seed)
+        self.predict_level = None if real.levels is None else fidelity.fit_level(real, self.components)
         self.nearest_held_out = nearest(held_out, real)[0]
 
     def draw(self, slices, salt=0):
@@ -40,14 +29,15 @@ class Judge:
         """Return the figures of fidelity and variety of slices against real ones, {row: Figure}."""
         slices, equal = self.draw(slices), self.draw(real, salt=1)
         points = self.components(slices)
-        distances = sliced_wasserstein(laplacian_pyramid(unit(slices.grey)), laplacian_pyramid(unit(equal.grey)), self.seed)
+        pyramids = [fidelity.laplacian_pyramid(fidelity.unit(each.grey)) for each in (slices, equal)]
+        distances = fidelity.sliced_wasserstein(*pyramids, self.seed)
         return {
-            "Frechet distance": Figure(frechet_distance(points, self.components(real))),
+            "Frechet distance": Figure(fidelity.frechet_distance(points, self.components(real))),
             **{f"sliced Wasserstein, {128 >> scale} px": Figure(value) for scale, value in enumerate(distances)},
-            **neighbourhoods(points, slices.groups, self.components(equal), equal.groups),
-            "SSIM of random pairs": pair_ssim(slices, self.seed),
-            "classifier AUC": two_sample_auc(slices, equal, self.seed),
-            "classifier AUC, no background": two_sample_auc(slices, equal, self.seed, BACKGROUND),
+            **fidelity.neighbourhoods(points, slices.groups, self.components(equal), equal.groups),
+            "SSIM of random pairs": fidelity.pair_ssim(slices, self.seed),
+            "classifier AUC": fidelity.two_sample_auc(slices, equal, self.seed),
+            "classifier AUC, no background": fidelity.two_sample_auc(slices, equal, self.seed, fidelity.BACKGROUND),
         }
 
     def misreading(self, slices):
@@ -59,12 +49,11 @@ class Judge:
     def memory(self, slices):
         """Return how near slices are to real ones, {row: Figure}, and what `nearest` gave."""
         correlation, index, mirrored = found = nearest(slices, self.real)
+        nearer = nearer_than_held_out(correlation, slices.groups, self.nearest_held_out, self.held_out.groups)
         return {
             "correlation to nearest": mean(correlation, slices.groups),
             "SSIM to nearest": mean(ssim_of_nearest(slices, self.real, index, mirrored), slices.groups),
-            "nearer than 95 % of held-out": nearer_than_held_out(
-                correlation, slices.groups, self.nearest_held_out, self.held_out.groups
-            ),
+            "nearer than 95 % of held-out": nearer,
             "nearer than any held-out": share(correlation > self.nearest_held_out.max(), slices.groups),
         }, found
 

@@ -37,8 +37,7 @@ def owners(names):
 def hold_out(cases, share, seed):
     """Return the held-out cases, sorted: a share of the distinct cases (at least one), drawn by the seed.
 
-    Whole cases are held out, because neighbouring slices of one head are nearly the same. Raises UserError if there
-    is only one case.
+    Whole cases are, because neighbouring slices of a head are nearly the same. Raises UserError if there is only one.
     """
     distinct = sorted(set(cases))
     if len(distinct) < 2:
@@ -49,7 +48,5 @@ def hold_out(cases, share, seed):
 
 def is_litter(path):
     """Return whether a relative path is, or lies in, what operating systems and interrupted unpackings leave behind."""
-    return any(part == "__MACOSX" or part.startswith(".") for part in path.parts) or path.name.lower() in (
-        "thumbs.db",
-        "desktop.ini",
-    )
+    hidden = any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
+    return hidden or path.name.lower() in ("thumbs.db", "desktop.ini")

@@ -12,6 +12,19 @@ SHOWN = 64  # results in a figure at most
 PANEL, GAP = 128, 8  # pixels of a panel and between panels
 INCHES = 1.5  # of a panel
 NEAREST = 8  # generated slices in the figure of nearest neighbours
+LOSS, ACCURACY = ({side: prefix + name for side, prefix in SIDES} for name in ("loss", "accuracy"))
+VQVAE_LOSSES = {"total": "loss", "reconstruction": "reconstruction_loss", "quantizer": "quantizer_loss"}
+ADVERSARIAL_LOSSES = {name: f"{name}_loss" for name in ("adversarial", "feature", "discriminator")}
+HELD_OUT = {"SSIM": "validation_ssim", "sharpness, 1 as real": "sharpness"}
+TRAININGS = {  # the two panels of each stage: title, unit, and its lines {label: key in the history}
+    "vqvae": (("VQ-VAE loss", "loss", VQVAE_LOSSES), ("Perplexity of the codes", "perplexity", {"": "perplexity"})),
+    "adversarial": (
+        ("VQ-VAE against its discriminator", "loss", ADVERSARIAL_LOSSES),
+        ("Reconstructions of held-out slices", "", HELD_OUT),
+    ),
+    "pixelcnn": (("PixelCNN loss", "nats a code", LOSS), ("PixelCNN accuracy", "share of codes", ACCURACY)),
+    "critic": (("Critic loss", "nats", LOSS), ("Critic accuracy", "share of slices", ACCURACY)),
+}
 
 
 def hide():
@@ -33,72 +46,27 @@ def show():
     plt.close("all")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 def trainings(content):
     """Return the training plots {stage: figure} of what config.json says of a set of weights."""
-    figures = {"vqvae": plot_vqvae(content["vqvae"]["history"])}
-    if "adversarial" in content:
-        figures["adversarial"] = plot_adversarial(content["adversarial"]["history"])
-    figures["pixelcnn"] = plot_accuracy(content["pixelcnn"], "PixelCNN", "nats a code", "share of codes")
-    if "critic" in content:
-        figures["critic"] = plot_accuracy(content["critic"], "Critic", "nats", "share of slices")
+    figures = {stage: plot_history(panels, content[stage]) for stage, panels in TRAININGS.items() if stage in content}
+    figures["vqvae"].axes[0].set_yscale("log")
     return figures
 
 
-def panels_by_epoch():
-    """Return a figure of two panels whose horizontal axis counts epochs."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4))
-    for panel in panels:
-        panel.set(xlabel="epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    return figure, panels
-
-
-def plot_vqvae(history):
-    """Plot the loss of the VQ-VAE and its parts, and the perplexity of its codes, by epoch."""
-    figure, (left, right) = panels_by_epoch()
-    epochs = range(1, len(history) + 1)
-    for name, label in (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("quantizer_loss", "quantizer")):
-        left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=label)
-    left.set(title="VQ-VAE loss", ylabel="loss", yscale="log")
-    left.legend()
-    right.plot(epochs, [epoch["perplexity"] for epoch in history], marker=".")
-    right.set(title="Perplexity of the codes", ylabel="perplexity")
+def plot_history(panels, training):
+    """Plot the history of a stage by epoch, in panels as TRAININGS describes them."""
+    history, best_epoch = training["history"], training["best_epoch"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4))
+    for axis, (title, unit, lines) in zip(axes, panels):
+        for label, key in lines.items():
+            axis.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], marker=".", label=label)
+        if "validation" in lines:
+            axis.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
+        if len(lines) > 1:
+            axis.legend()
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
-
-
-def plot_adversarial(history):
-    """Plot the losses of VQ-VAE and discriminator, and the SSIM and sharpness of held-out slices, by epoch."""
-    figure, (left, right) = panels_by_epoch()
-    epochs = range(1, len(history) + 1)
-    for name in ("adversarial_loss", "feature_loss", "discriminator_loss"):
-        left.plot(epochs, [epoch[name] for epoch in history], marker=".", label=name.split("_")[0])
-    left.set(title="VQ-VAE against its discriminator", ylabel="loss")
-    left.legend()
-    right.plot(epochs, [epoch["validation_ssim"] for epoch in history], marker=".", label="SSIM")
-    right.plot(epochs, [epoch["sharpness"] for epoch in history], marker=".", label="sharpness, 1 as real")
-    right.set(title="Reconstructions of held-out slices")
-    right.legend()
-    return figure
-
-
-def plot_accuracy(stage, name, *units):
-    """Plot loss and accuracy of a stage in training and validation, in their units, by epoch."""
-    history, best_epoch = stage["history"], stage["best_epoch"]
-    figure, panels = panels_by_epoch()
-    epochs = range(1, len(history) + 1)
-    for panel, quantity, unit in zip(panels, ("loss", "accuracy"), units):
-        for side, key in SIDES:
-            panel.plot(epochs, [epoch[key + quantity] for epoch in history], marker=".", label=side)
-        panel.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
-        panel.set(title=f"{name} {quantity}", ylabel=unit)
-        panel.legend()
-    return figure
-
-
-# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def grey_pictures(images):
@@ -114,26 +82,21 @@ def code_pictures(codes, num_embeddings):
 
 
 def mosaic(panels, labels=()):
-    """Draw {title: pictures (N, PANEL, PANEL, 3)}: the pictures of an item side by side, the items in rows.
-
-    The labels, if any, are written into the last picture of each item.
-    """
+    """Draw {title: pictures (N, PANEL, PANEL, 3)}, those of an item side by side, its label, if any, in the last."""
     items = np.stack(list(panels.values()), axis=1)
     number, wide = items.shape[:2]
     across = 1 if number <= 4 else 2 if number <= 16 else 4
-    down = -(-number // across)
-    step = PANEL + GAP
+    down, step = -(-number // across), PANEL + GAP
     canvas = np.full((down * step - GAP, across * wide * step - GAP, 3), 255, np.uint8)
+    figure = plt.figure(figsize=(across * wide * INCHES, down * INCHES + 0.3))
+    axes = figure.add_axes((0, 0, 1, down * INCHES / (down * INCHES + 0.3)))
+    axes.axis("off")
     for item, panel in np.ndindex(number, wide):
         top, left = item // across * step, (item % across * wide + panel) * step
         canvas[top : top + PANEL, left : left + PANEL] = items[item, panel]
-    figure = plt.figure(figsize=(across * wide * INCHES, down * INCHES + 0.3))
-    axes = figure.add_axes((0, 0, 1, down * INCHES / (down * INCHES + 0.3)))
+        if labels and panel == wide - 1:
+            axes.text(left + GAP, top + GAP, labels[item], ha="left", va="top", color="white", fontsize=7)
     axes.imshow(canvas)
-    axes.axis("off")
-    for item, label in enumerate(labels):
-        top, left = item // across * step, (item % across * wide + wide - 1) * step
-        axes.text(left + GAP, top + GAP, label, ha="left", va="top", color="white", fontsize=7)
     for column, title in enumerate(list(panels) * min(across, number)):
         axes.text(column * step + PANEL / 2, -GAP, title, ha="center", va="bottom")
     return figure
@@ -150,16 +113,11 @@ def ssim_histogram(ssim, split):
     return figure
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
 def draw_nearest(sets, real):
-    """Draw the slices nearest to a real one, that one (mirrored if its mirror image is meant), and their difference.
-
-    `sets` are {name: (SliceSet, what `memory.nearest` gave of it)}.
-    """
+    """Draw {name: (SliceSet, what `memory.nearest` found)}: slices, real ones (mirrored if so meant), differences."""
     figure, axes = plt.subplots(3 * len(sets), NEAREST, figsize=(1.6 * NEAREST, 5.2 * len(sets)), squeeze=False)
-    for rows, (name, (slices, (correlation, index, mirrored))) in zip(axes.reshape(len(sets), 3, NEAREST), sets.items()):
+    for rows, (name, (slices, found)) in zip(axes.reshape(len(sets), 3, NEAREST), sets.items()):
+        correlation, index, mirrored = found
         for column, i in zip(rows.T, np.argsort(-correlation)):
             neighbour = real.grey[index[i]][::-1] if mirrored[i] else real.grey[index[i]]
             column[0].imshow(slices.grey[i], "gray", vmin=0, vmax=255)
@@ -168,23 +126,15 @@ def draw_nearest(sets, real):
             column[2].imshow(slices.grey[i].astype(int) - neighbour, "RdBu", vmin=-255, vmax=255)
         for row, title in zip(rows, (name, "nearest real", "difference")):
             row[0].set_ylabel(title, fontsize=9)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+    plt.setp(axes.flat, xticks=[], yticks=[])
     figure.tight_layout()
     return figure
 
 
 def draw_temperatures(curves, floor):
-    """Draw fidelity against variety over temperature.
-
-    `curves` are {name: {temperature: {row: Figure}}}; `floor` are the Figures of real slices.
-    """
-    pairs = (
-        ("recall", "precision"),
-        ("coverage", "density"),
-        ("SSIM of random pairs", "classifier AUC"),
-    )
-    figure, panels = plt.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 4))
+    """Draw fidelity against variety, {name: {temperature: {row: Figure}}}, and `floor`, the Figures of real slices."""
+    pairs = (("recall", "precision"), ("coverage", "density"), ("SSIM of random pairs", "classifier AUC"))
+    figure, panels = plt.subplots(1, len(pairs), figsize=(12.6, 4))
     for panel, (across, up) in zip(panels, pairs):
         for name, curve in curves.items():
             points = np.array([(figures[across].value, figures[up].value) for figures in curve.values()])
@@ -207,8 +157,7 @@ def draw_distances(correlations):
     bins = np.linspace(min(values.min() for values in correlations.values()), 1, 60)
     for name, values in correlations.items():
         axes.hist(values, bins, density=True, histtype="step", linewidth=1.6, label=name)
-    limit = np.quantile(correlations["held out"], 0.95)
-    axes.axvline(limit, color="grey", linestyle=":", label="95 % of held out")
+    axes.axvline(np.quantile(correlations["held out"], 0.95), color="grey", linestyle=":", label="95 % of held out")
     axes.set(title="Nearness to the reference", xlabel="correlation to the nearest real slice", ylabel="density")
     axes.legend(loc="upper left")
     return figure

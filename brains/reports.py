@@ -21,29 +21,16 @@ def with_code_usage(totals):
 
 
 def vqvae_line(figures):
-    """Say the figures of a VQ-VAE."""
-    return (
-        f"loss {figures['loss']:.4f} = reconstruction {figures['reconstruction_loss']:.4f} + "
-        f"quantizer {figures['quantizer_loss']:.4f}; {_codes(figures)}{_validation(figures)}"
-    )
-
-
-def adversarial_line(figures):
-    """Say the figures of a VQ-VAE and its discriminator."""
-    return (
-        f"loss {figures['loss']:.4f}; discriminator {figures['discriminator_loss']:.3f} (2 is chance); "
-        f"{_codes(figures)}{_validation(figures)}"
-    )
-
-
-def _codes(figures):
-    return f"codes in use {figures['codes_in_use']:.1%}, perplexity {figures['perplexity']:.1f}"
-
-
-def _validation(figures):
-    if "validation_ssim" not in figures:
-        return ""
-    return f"; validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
+    """Say the figures of a VQ-VAE, and those of its discriminator and of validation if there are any."""
+    if "discriminator_loss" in figures:
+        parts = f"; discriminator {figures['discriminator_loss']:.3f} (2 is chance)"
+    else:
+        parts = f" = reconstruction {figures['reconstruction_loss']:.4f} + quantizer {figures['quantizer_loss']:.4f}"
+    line = f"loss {figures['loss']:.4f}{parts}"
+    line += f"; codes in use {figures['codes_in_use']:.1%}, perplexity {figures['perplexity']:.1f}"
+    if "validation_ssim" in figures:
+        line += f"; validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
+    return line
 
 
 def prior_line(figures, num_embeddings):

@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from brains.backend import tf
@@ -41,7 +42,7 @@ def _on_all_cores(function, num, size, progress=iter):
     Within a core nothing is split further. That is quicker, because much of the work is no matrix product.
     """
     batches = [slice(start, start + size) for start in range(0, num, size)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1 if len(batches) > 1 else None, "blas"):
+    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1, "blas"):
         running = [pool.submit(function, each) for each in batches]
         try:
             return np.concatenate([each.result() for each in progress(running)])
@@ -99,7 +100,7 @@ class PlainCache:
     def __init__(self, pixelcnn, grid, levels):
         self.first = _Ahead(pixelcnn.first, grid)
         self.blocks = [
-            (block.reduce.get_weights(), _Ahead(block.masked, grid), block.expand.get_weights())
+            (block.enter.get_weights(), _Ahead(block.masked, grid), block.leave.get_weights())
             for block in pixelcnn.blocks
         ]
         self.masked = [layer.get_weights() for layer in pixelcnn.masked]
@@ -107,9 +108,9 @@ class PlainCache:
 
     def logits(self, row, column):
         x = _relu(self.first.at(row, column))
-        for reduce, ahead, expand in self.blocks:
-            ahead.add(_relu(_dense(x, reduce)) @ ahead.kernels, row, column)
-            x = x + _relu(_dense(_relu(ahead.at(row, column)), expand))
+        for enter, ahead, leave in self.blocks:
+            ahead.add(_relu(_dense(x, enter)) @ ahead.kernels, row, column)
+            x = x + _relu(_dense(_relu(ahead.at(row, column)), leave))
         for layer in self.masked:
             x = _relu(_dense(x, layer))
         return _dense(x, self.head)
@@ -130,7 +131,9 @@ class GatedCache:
         )
         level = pixelcnn.level.get_weights()[0][levels]
         places = pixelcnn.place.get_weights()[0].reshape(*grid[1:], -1)
-        self.layers = [_GatedLayerCache(layer, grid, level, places) for layer in pixelcnn.gated]
+        first, *others = pixelcnn.gated
+        self.layers = [_FirstLayerCache(first, grid, level, places, self.embedding)]
+        self.layers += [_GatedLayerCache(layer, grid, level, places) for layer in others]
 
     def logits(self, row, column):
         x = None
@@ -139,10 +142,9 @@ class GatedCache:
         return _dense(_relu(_dense(_relu(x), self.wide)), self.head)
 
     def add(self, codes, row, column):
-        x = self.embedding[codes]
         first = self.layers[0]
-        first.left[:, column + first.margin] = x
-        first.above[column + first.margin, :, row + first.margin] = x
+        first.left[:, column + first.margin] = self.embedding[codes]
+        first.codes[column + first.margin, :, row + first.margin] = codes
         if column == self.width - 1 and row < self.height - 1:  # the row is whole, so later rows can see it
             for layer, below in zip(self.layers, [*self.layers[1:], None]):
                 result = layer.down(row)
@@ -188,6 +190,12 @@ class _GatedLayerCache:
 
     def down(self, row):
         """Return the output (columns, N, C) of the vertical stack for a whole row."""
+        total = self.sums_of(row).reshape(self.width, -1, len(self.vertical[1]))
+        self._start_row(row + 1, _dense(total, self.link))
+        return _gate(total + self.level[0] + self.places[0][row][:, None])
+
+    def sums_of(self, row):
+        """Return the sums (columns N, 2 C) of the vertical stack's convolution for a row."""
         kernel, bias = self.vertical
         rows, columns, inputs, outputs = kernel.shape
         known = min(rows, row + 1)  # of the rows under the kernel; those above the grid are zero
@@ -197,9 +205,27 @@ class _GatedLayerCache:
             seen = self.above[column : column + self.width, :, row + rows - known : row + rows]
             weights = kernel[rows - known :, column].reshape(-1, outputs)
             total += np.matmul(seen.reshape(-1, known * inputs), weights, out=product)
-        total = total.reshape(self.width, -1, outputs)
-        self._start_row(row + 1, _dense(total, self.link))
-        return _gate(total + self.level[0] + self.places[0][row][:, None])
+        return total
+
+
+class _FirstLayerCache(_GatedLayerCache):
+    """The same for the first layer, whose inputs are embeddings: products with the kernel are looked up and added."""
+
+    def __init__(self, layer, grid, level, places, embedding):
+        super().__init__(layer, grid, level, places)
+        rows, columns, inputs, outputs = self.vertical[0].shape
+        self.taps = np.arange(columns * rows, dtype=np.int32)
+        kernel = self.vertical[0].transpose(2, 1, 0, 3).reshape(inputs, -1)
+        known = np.concatenate([embedding, np.zeros((1, inputs), np.float32)])  # the last one stands for no code
+        self.products = (known @ kernel).reshape(-1, outputs)  # of each code with each tap
+        self.codes = np.full(self.above.shape[:3], len(embedding), np.int32)
+
+    def sums_of(self, row):
+        columns, rows = self.vertical[0].shape[1], self.vertical[0].shape[0]
+        seen = np.lib.stride_tricks.sliding_window_view(self.codes[:, :, row : row + rows], columns, axis=0)
+        index = seen.swapaxes(2, 3).reshape(-1, len(self.taps)) * len(self.taps) + self.taps
+        picks = (np.ones(index.size, np.float32), index.ravel(), np.arange(0, index.size + 1, len(self.taps)))
+        return csr_array(picks, shape=(len(index), len(self.products))) @ self.products + self.vertical[1]
 
 
 def _gate(x):

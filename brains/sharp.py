@@ -1,8 +1,8 @@
 """The networks of the sharp preset: a VQ-VAE with more codes, and a gated PixelCNN that knows place and level.
 
-    van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937 (appendix A.1: moving averages)
-    van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, arXiv 1606.05328 (gated PixelCNN)
-    Zeghidour et al. 2021, SoundStream, arXiv 2107.03312 (revival of unused codes)
+van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937 (appendix A.1: moving averages)
+van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, arXiv 1606.05328 (gated PixelCNN)
+Zeghidour et al. 2021, SoundStream, arXiv 2107.03312 (revival of unused codes)
 """
 
 import numpy as np
@@ -13,9 +13,6 @@ from modules import VQVAE, VectorQuantizer
 from keras import layers, ops  # isort: skip
 
 REVIVE = 0.1  # of the usual number of latents: a codebook vector that stands for fewer is replaced
-
-
-# --- the VQ-VAE -------------------------------------------------------------------------------------------------------
 
 
 class MovingAverageQuantizer(VectorQuantizer):
@@ -139,9 +136,6 @@ def build_vqvae(config):
     )
     quantizer.build(encoder.output_shape)
     return VQVAE(config, encoder, quantizer, build_decoder(config))
-
-
-# --- the prior --------------------------------------------------------------------------------------------------------
 
 
 class GatedLayer(layers.Layer):

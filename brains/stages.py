@@ -41,9 +41,6 @@ def check_levels(levels):
         )
 
 
-# --- the VQ-VAE -------------------------------------------------------------------------------------------------------
-
-
 def vqvae_loss(vqvae, variance, ssim_weight, images):
     """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance."""
     reconstructions, codes, quantizer_loss = vqvae(images, training=True)
@@ -82,9 +79,6 @@ def train_vqvae(job, preset, mean, variance):
 
     loop.fit(training, loop.gradients_of(training, loss), read, len(seen), preset.vqvae, job.seed, summarise)
     return training
-
-
-# --- the prior --------------------------------------------------------------------------------------------------------
 
 
 def prior_loss(pixelcnn, codes, levels, training=True):

@@ -16,9 +16,8 @@ class Figure(NamedTuple):
 
     def __str__(self):
         digits = 4 if abs(self.value) < 0.1 else 3 if abs(self.value) < 10 else 1
-        if self.low is None:
-            return f"{self.value:.{digits}f}"
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        interval = "" if self.low is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f}{interval}"
 
 
 def mean(values, groups):
@@ -27,7 +26,7 @@ def mean(values, groups):
 
 
 def share(hits, groups):
-    """Return the Figure of the share of hits (N,) bool. Without a hit the interval is that of none in as many groups."""
+    """Return the Figure of the share of hits (N,) bool. Without one, the interval is that of none in so many groups."""
     figure = mean(hits, groups)
     return figure if np.any(hits) else figure._replace(high=1 - 0.025 ** (1 / len(set(groups))))
 
@@ -40,10 +39,7 @@ def resampled(groups, seed=0):
 
 
 def bootstrap_interval(values, groups):
-    """Return the 95 % interval (low, high) of the mean of values (N,), by resampling the groups (N,).
-
-    A single group has no interval: (None, None).
-    """
+    """Return the 95 % interval (low, high) of the mean of values (N,) over groups (N,); of one group (None, None)."""
     if len(set(groups)) == 1:
         return None, None
     weights = resampled(groups)

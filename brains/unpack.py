@@ -6,8 +6,7 @@ import zipfile
 import zlib
 from pathlib import PurePosixPath
 
-from brains import cli
-from brains.cli import UserError, reason
+from brains.cli import FREE_SPACE, UserError, make_folder, reason
 from brains.config import SPLITS
 from brains.names import is_litter, split_folder
 
@@ -18,39 +17,34 @@ def extract_once(path, folder):
     key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     target, staging = folder / f"{path.stem}-{key}", folder / f".{path.stem}-{key}"
     if not target.is_dir():
-        cli.make_folder(folder)
+        make_folder(folder)
         try:
             extract(path, staging)
             staging.rename(target)
         except OSError as error:
-            raise UserError(f"{target}: cannot be written ({reason(error)}); free some space and run again") from error
+            raise UserError(f"{target}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
 def extract(path, target):
-    """Extract the split folders of a zip into the new folder `target`; returns {split: {name: sha256}}.
-
-    Raises UserError if the zip or a member is corrupt, or if a member would land outside of `target`.
-    """
+    """Extract the splits of a zip to a folder; returns {split: {name: sha256}}. Raises UserError if it is unsound."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: neither a folder nor a sound zip ({error})") from error
+    digests = {}
     with archive:
         folders = _folders(archive, path)
-        digests = {}
         for split in SPLITS:
-            candidates = [folder for folder in folders if folder.name == split_folder(split)]
+            name = split_folder(split)
+            candidates = [folder for folder in folders if folder.name == name]
             if candidates:
-                shallowest = min(candidates, key=lambda folder: len(folder.parts))
-                (target / split_folder(split)).mkdir(parents=True)
-                digests[split] = {
-                    name: _extract(archive, info, target / split_folder(split) / name)
-                    for name, info in folders[shallowest].items()
-                }
+                (target / name).mkdir(parents=True)
+                files = folders[min(candidates, key=lambda folder: len(folder.parts))]  # the shallowest
+                digests[split] = {file: _extract(archive, info, target / name / file) for file, info in files.items()}
         target.mkdir(exist_ok=True)
     return digests
 
@@ -72,7 +66,7 @@ def _extract(archive, info, target):
     try:
         content = archive.read(info)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        where = f"{archive.filename}: the zip is corrupt at {info.filename}"
-        raise UserError(f"{where} ({error}); fetch it again") from error
+        what = f"the zip is corrupt at {info.filename} ({error}); fetch it again"
+        raise UserError(f"{archive.filename}: {what}") from error
     target.write_bytes(content)
     return hashlib.sha256(content).hexdigest()

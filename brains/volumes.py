@@ -3,23 +3,20 @@
 import csv
 import functools
 import hashlib
-import itertools
 import re
 import shutil
-from pathlib import Path
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from PIL import Image
 
-from brains import config
-from brains.cli import UserError, make_folder, note, reason, short
-from brains.config import LEVELS, TOP_FOLDER
+from brains.cli import FREE_SPACE, UserError, make_folder, note, reason, short
+from brains.config import LEVELS, ROOT, TOP_FOLDER
 from brains.names import is_litter, natural_order, split_folder
 
 CANVAS = 256  # pixels a side of a slice's file, 1 mm each
 ATLAS = (176, 208, 176)  # voxels of 1 mm in which OASIS-1's atlas files hold a head
-REFERENCE = config.ROOT / "images" / "mean_slices.png"  # mean of all training slices by level
+REFERENCE = ROOT / "images" / "mean_slices.png"  # mean of all training slices by level
 COARSE = 4  # mm, pixel of the reference
 LIKE = 0.5  # correlation to the mean slices below which a volume may not be a head
 RIM = 20  # grey value of the reference at the rim of the head
@@ -27,38 +24,17 @@ SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come
 SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
 SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut, about as in the genuine set
 
-
-class Volume(NamedTuple):
-    """A file with one session of a person."""
-
-    path: Path
-    person: str
-    session: str
-
-
-class Row(NamedTuple):
-    """A line of cases.csv: which volume became which case."""
-
-    case: str
-    person: str
-    session: str
-    split: str
-    file: Path
-    likeness: str
-    scale: str
-
-
-# --- find -------------------------------------------------------------------------------------------------------------
+# A file with one session of a person, and a line of cases.csv: which volume became which case.
+Volume = namedtuple("Volume", "path person session")
+Row = namedtuple("Row", "case person session split file likeness scale")
 
 
 def find_volumes(folder):
     """Return the Volumes below a folder in natural order, one a session.
 
-    If a session has several files, those in OASIS-1's atlas space or named T1w (as BIDS does) come first and those
-    among BIDS' derivatives come last; the first one is taken.
+    Of several files of a session one is taken: best one in OASIS-1's atlas space or named T1w, last a BIDS derivative.
     """
-    suffixes = (".nii", ".nii.gz", ".hdr")
-    paths = [path for path in folder.rglob("*") if path.name.lower().endswith(suffixes)]
+    paths = [path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]
     sessions = {}
     for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
@@ -75,14 +51,10 @@ def find_volumes(folder):
 
 def _owner(path):
     """Return the person and session that a path names, as OASIS-1 or BIDS do; otherwise the folder or the file."""
-    if found := re.search(r"(OAS\d+_\d+)(?:_(MR\d+))?", str(path)) or re.search(
-        r"(sub-[A-Za-z0-9]+)(?:[/\\_](ses-[A-Za-z0-9]+))?", str(path)
-    ):
-        return found[1], found[2] or ""
+    for pattern in (r"(OAS\d+_\d+)(?:_(MR\d+))?", r"(sub-[A-Za-z0-9]+)(?:[/\\_](ses-[A-Za-z0-9]+))?"):
+        if found := re.search(pattern, str(path)):
+            return found[1], found[2] or ""
     return (path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), ""
-
-
-# --- cut --------------------------------------------------------------------------------------------------------------
 
 
 def slice_volumes(folder, target, seed=0, orientation="RAS"):
@@ -101,53 +73,52 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     load_reference()  # if it is missing, no volume is to blame
     staging = target / ".slicing"
     try:
-        cuts = _cut_all(found, staging, orientation)
-        if not cuts:
+        rows = _cut_all(found, folder, staging, orientation)
+        if not rows:
             raise UserError(f"{folder}: none of its {len(found)} volumes can be used")
-        split_of, rows = split_people([volume.person for volume, *_ in cuts], seed), []
-        for volume, case, likeness, scale in cuts:
-            split = split_of[volume.person]
-            (staging / split_folder(split)).mkdir(exist_ok=True)
-            for path in (staging / case).iterdir():
-                path.rename(staging / split_folder(split) / path.name)
-            (staging / case).rmdir()
-            file = volume.path.relative_to(folder)
-            rows.append(Row(case, volume.person, volume.session, split, file, likeness, scale))
+        split_of = split_people([row.person for row in rows], seed)
+        rows = [row._replace(split=split_of[row.person]) for row in rows]
+        for row in rows:
+            split = staging / split_folder(row.split)
+            split.mkdir(exist_ok=True)
+            for path in (staging / row.case).iterdir():
+                path.rename(split / path.name)
+            (staging / row.case).rmdir()
         with open(target / "cases.csv", "w", newline="") as file:
             csv.writer(file).writerows([Row._fields, *rows])
         staging.rename(target / TOP_FOLDER)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({reason(error)}); free some space and run again") from error
+        raise UserError(f"{target}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return rows
 
 
-def _cut_all(found, staging, orientation):
-    """Write the slices of each usable Volume to `staging`/case; returns (volume, case, likeness, scale) of these."""
+def _cut_all(found, folder, staging, orientation):
+    """Write the slices of each usable Volume below a folder to `staging`/case; returns their Rows, not yet split."""
     from tqdm import tqdm
 
-    cuts = []
-    for volume, case in tqdm([*zip(found, case_names(found))], desc="slicing", unit="volume", disable=None):
+    rows = []
+    for case, (path, person, session) in tqdm(
+        [*zip(case_names(found), found)], desc="slicing", unit="volume", disable=None
+    ):
         try:
-            slices, likeness, scale = cut(*load_volume(volume.path, orientation))
+            slices, likeness, scale = cut(*load_volume(path, orientation))
         except UserError as error:
-            note(f"left out: {volume.path}: {error}")
+            note(f"left out: {path}: {error}")
             continue
         if likeness is not None and likeness < LIKE:
-            note(f"note: {volume.path}: likeness {likeness:.3f} to a head; look at its slices")
+            note(f"note: {path}: likeness {likeness:.3f} to a head; look at its slices")
         (staging / case).mkdir(parents=True)
         for level, grey in enumerate(slices):
             Image.fromarray(grey).save(staging / case / f"{case}_slice_{level}.nii.png", format="PNG")
-        cuts.append((volume, case, "" if likeness is None else f"{likeness:.3f}", f"{scale:.2f}"))
-    return cuts
+        likeness = "" if likeness is None else f"{likeness:.3f}"
+        rows.append(Row(case, person, session, "", path.relative_to(folder), likeness, f"{scale:.2f}"))
+    return rows
 
 
 def slice_once(folder, cache):
-    """Return the folder below `cache` of slices cut from the volumes below `folder`, now or by an earlier call.
-
-    A folder without volumes is returned itself.
-    """
+    """Return a folder in `cache` with slices cut once from the volumes below `folder`; `folder` if there are none."""
     found = find_volumes(folder)
     if not found:
         return folder
@@ -172,22 +143,19 @@ def split_people(people, seed):
 
 
 def case_names(volumes):
-    """Return a case name for each Volume. A person is a case, with OASIS-1's number if it is free.
-
-    The name of a later session ends with the session, so that the sessions of a person share a case.
-    """
+    """Return a case name for each Volume: a person's number, OASIS-1's if it is free, and then any later session."""
     first_sessions = {volume.person: volume.session for volume in reversed(volumes)}
     people = sorted(first_sessions, key=natural_order)
-    owned = {}
+    owners = {}
     for person in people:
         if found := re.fullmatch(r"OAS\d+_(\d+)", person):
-            owned.setdefault(int(found[1]), person)
-    numbers = {person: number for number, person in owned.items()}
-    free = itertools.count(max(owned, default=0) + 1)
-    cases = {person: f"case_{numbers[person] if person in numbers else next(free):03}" for person in people}
+            owners.setdefault(int(found[1]), person)
+    others = [person for person in people if person not in owners.values()]
+    owners |= enumerate(others, start=max(owners, default=0) + 1)
+    numbers = {person: number for number, person in owners.items()}
     return [
-        cases[volume.person] + (f"_{volume.session}" if volume.session != first_sessions[volume.person] else "")
-        for volume in volumes
+        f"case_{numbers[person]:03}" + ("" if session == first_sessions[person] else f"_{session}")
+        for _, person, session in volumes
     ]
 
 
@@ -229,15 +197,15 @@ def load_volume(path, orientation="RAS"):
 def cut(volume, sides):
     """Cut a volume (X, Y, Z) with voxels of `sides` mm into slices (LEVELS, CANVAS, CANVAS) uint8, as the genuine lie.
 
-    Also returns the correlation to the reference there (None if the atlas grid tells the place), and the factor by which
-    the head was enlarged. Raises UserError if the volume does not hold that part of a head.
+    Also returns the correlation to the reference there (None if the atlas grid tells the place), and the factor by
+    which the head was enlarged. Raises UserError if the volume does not hold that part of a head.
     """
     from scipy.ndimage import affine_transform
 
     if volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3):
-        scale, centre, likeness = 1.0, (np.array(ATLAS) - 1) / 2, None
+        likeness, scale, centre = None, 1.0, (np.array(ATLAS) - 1) / 2
     else:
-        scale, centre, likeness = place(volume, sides)
+        likeness, scale, centre = place(volume, sides)
     step = 1 / (scale * sides)
     shape = np.array([CANVAS, CANVAS, LEVELS])
     slab = affine_transform(volume, step, centre - step * (shape - 1) / 2, output_shape=tuple(shape), order=1)
@@ -249,7 +217,7 @@ def cut(volume, sides):
 
 
 def place(volume, sides):
-    """Find where a volume looks most like the reference: scale of the head, centre (3,) in voxels, correlation."""
+    """Return where a volume looks most like the reference: correlation, scale of the head, centre (3,) in voxels."""
     from scipy.ndimage import affine_transform, binary_erosion, gaussian_filter
 
     reference = load_reference()
@@ -257,21 +225,18 @@ def place(volume, sides):
     # both are smoothed in the plane, because their grids may be half a pixel apart
     reference = gaussian_filter(reference, (1, 1, 0))
     smooth = gaussian_filter(volume / np.abs(volume).max(), np.array([COARSE, COARSE, 0]) / sides)
-    margin = np.array([*reference.shape[:2], 0]) // 2
-    found = []
+    margin, found = np.array([*reference.shape[:2], 0]) // 2, []
     for scale in SCALES:
         step = np.array([COARSE, COARSE, 1]) / (scale * sides)
         shape = np.ceil(volume.shape / step).astype(int) + 2 * margin
-        if np.any(shape < reference.shape):
-            continue
-        grid = affine_transform(smooth, step, -step * margin, output_shape=tuple(shape), order=1)
-        correlation = correlate(grid, reference, mask)
-        corner = _peak(correlation) - margin
-        found.append((correlation.max(), scale, step * (corner + (np.array(reference.shape) - 1) / 2)))
+        if np.all(shape >= reference.shape):
+            grid = affine_transform(smooth, step, -step * margin, output_shape=tuple(shape), order=1)
+            correlation = correlate(grid, reference, mask)
+            corner = _peak(correlation) - margin
+            found.append((correlation.max(), scale, step * (corner + (np.array(reference.shape) - 1) / 2)))
     if not found:
         raise UserError(f"is too low for {LEVELS} mm of a head")
-    likeness, scale, centre = max(found, key=lambda each: each[0])
-    return scale, centre, likeness
+    return max(found, key=lambda each: each[0])
 
 
 def _peak(values):

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import modules
 from brains import config, critic, sharp
-from brains.cli import UsageError, UserError, reason, short
+from brains.cli import FREE_SPACE, UsageError, UserError, reason, short
 from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
+REMEDY = "restore it or run train.py"
 TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn"}  # each part of a set, and what it learned from
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
     "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
@@ -32,9 +33,6 @@ def weights_file(part):
     return f"{part}.weights.h5"
 
 
-# --- load -------------------------------------------------------------------------------------------------------------
-
-
 def is_set(folder):
     """Return whether a folder holds a set of weights."""
     return (_current(folder) / CONFIG).is_file()
@@ -42,19 +40,16 @@ def is_set(folder):
 
 def load_config(folder):
     """Return config.json of the set in `folder`. Raises UserError if there is none, or it is broken."""
-    path = _current(folder) / CONFIG
+    path, name = _current(folder) / CONFIG, Path(folder).name
     if not is_set(folder):
-        preset = f" --preset {Path(folder).name}" if Path(folder).name in config.PRESETS else ""
-        raise UserError(
-            f"{short(folder)}: no trained weights here (no {CONFIG}); name another --models, or run train.py{preset}"
-        )
+        train = f"run train.py --preset {name}" if name in config.PRESETS else "run train.py"
+        raise UserError(f"{short(folder)}: no trained weights here (no {CONFIG}); name another --models, or {train}")
     try:
         content = json.loads(path.read_text())
         networks = [content[part]["network"] for part in TRAINED_ON if part in content or part != "critic"]
         content["data"]["held_out_cases"], content.get("critic", {"candidates": 1})["candidates"]
     except (ValueError, KeyError, TypeError) as error:
-        message = f"{short(path)}: not the configuration of a set of weights; restore it or run train.py"
-        raise UserError(message) from error
+        raise UserError(f"{short(path)}: not the configuration of a set of weights; {REMEDY}") from error
     if any("class" not in network for network in networks):
         raise UserError(f"{short(path)}: written by an earlier version, whose weights cannot be read; run train.py")
     return content
@@ -66,11 +61,7 @@ def load_vqvae(folder):
 
 
 def load_models(folder):
-    """Return the VQVAE and the prior of the set in `folder`.
-
-    Raises UserError if files are missing, broken or of another training, or if the prior was trained on the codes of
-    another VQ-VAE.
-    """
+    """Return the VQVAE and the prior of the set in `folder`; raises UserError as `load_vqvae` does."""
     content = load_config(folder)
     if content["pixelcnn"].get("trained_on") != content["vqvae"].get("sha256"):
         raise UserError(f"{short(folder)}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
@@ -78,11 +69,9 @@ def load_models(folder):
 
 
 def load_critic(folder, candidates=None):
-    """Return the Critic of the set in `folder` and the number of candidates that it chooses from.
+    """Return the Critic of the set in `folder` and how many candidates it chooses from; (None, 1) without a critic.
 
-    The number is `candidates`, or that of the set if it is None. Without a critic to use, the result is (None, 1).
-    Raises UserError if the critic's file is missing, broken or of another training, or if it learned from another
-    prior, and UsageError if the set has no critic but candidates are asked for.
+    The number is that of the set if it is None. Raises UserError as `load_vqvae`, UsageError if asked without a critic.
     """
     content = load_config(folder)
     if candidates == 1 or (candidates is None and "critic" not in content):
@@ -99,12 +88,12 @@ def load_mean_image(folder):
     """Return the mean training image (128, 128, 1) float32 of the set in `folder`; UserError if it is missing."""
     path = _current(folder) / MEAN_IMAGE
     if not path.is_file():
-        raise UserError(f"{short(path)}: missing; restore it or run train.py")
+        raise UserError(f"{short(path)}: missing; {REMEDY}")
     return load_image(path)
 
 
 def load_temperature(folder):
-    """Return the temperature of sampling that was found best for the set in `folder`."""
+    """Return the temperature of sampling that is best for the set in `folder`."""
     return load_config(folder)["pixelcnn"].get("temperature", 1.0)
 
 
@@ -119,7 +108,7 @@ def describe(model):
     return {"class": type(model.config).__name__.removesuffix("Config"), **asdict(model.config)}
 
 
-def _load(folder, part, content, remedy="restore it or run train.py"):
+def _load(folder, part, content, remedy=REMEDY):
     path = _current(folder) / weights_file(part)
     if not path.is_file():
         raise UserError(f"{short(path)}: missing; {remedy}")
@@ -130,44 +119,34 @@ def _load(folder, part, content, remedy="restore it or run train.py"):
         raise UserError(f"{short(path)}: truncated or no weights file; {remedy}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{short(path)}: does not fit the network in {CONFIG}; {remedy}") from error
-    if _sha256(path) != content[part].get("sha256"):
+    if hashlib.sha256(path.read_bytes()).hexdigest() != content[part].get("sha256"):
         raise UserError(f"{short(path)}: not the weights that {CONFIG} describes, but of another training; {remedy}")
     return model
 
 
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# --- save -------------------------------------------------------------------------------------------------------------
-
-
 def save_set(folder, models, content, mean_image):
-    """Write a set of weights beside `folder`, then swap it in as a whole.
+    """Write a set of weights beside `folder`, then swap it in as a whole. Raises UserError if it cannot be written.
 
     `models` are the networks by part. `content` is config.json, with a dict for each part; the network and the digests
-    of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image. Raises UserError if the set
-    cannot be written.
+    of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image.
     """
     staging = make_staging(folder)
     try:
         for part, model in models.items():
             path = staging / weights_file(part)
             model.save_weights(path)
-            content[part] |= {"network": describe(model), "sha256": _sha256(path)}
+            content[part] |= {"network": describe(model), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             if TRAINED_ON[part]:
                 content[part]["trained_on"] = content[TRAINED_ON[part]]["sha256"]
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
     except OSError as error:
-        message = f"{short(folder)}: cannot be written ({reason(error)}); free some space and run again"
-        raise UserError(message) from error
+        raise UserError(f"{short(folder)}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
 
 
 def make_staging(folder):
     """Return a new empty folder beside `folder` to write a set to. Raises UserError if it could not be swapped in."""
-    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; name a folder with --models")
     known = {CONFIG, MEAN_IMAGE, ".DS_Store", *map(weights_file, TRAINED_ON)}

@@ -214,7 +214,9 @@ def bench_training(rates, images):
     policy = devices.choose_precision()
     codes = np.random.default_rng(0).integers(0, 128, (BATCH, 8, 8), np.int32)
     print(f"  precision chosen on this machine: {policy}")
-    plain, plain_prior = plain_vqvae_step(), plain_pixelcnn_step(plain_pixelcnn(modules.PixelCNN(FAITHFUL.prior_network)))
+    plain, plain_prior = plain_vqvae_step(), plain_pixelcnn_step(
+        plain_pixelcnn(modules.PixelCNN(FAITHFUL.prior_network))
+    )
     for ours in dict.fromkeys(("float32", policy)):
         rate = rates["float32" if ours == "float32" else "bfloat16"]
         step, model = our_vqvae_step(ours, images)
@@ -230,10 +232,7 @@ def bench_training(rates, images):
 def bench_loading(folder):
     paths = sorted((folder / "keras_png_slices_train").iterdir())
     compare(
-        f"load {len(paths):,} slices",
-        lambda: plain_load(paths),
-        lambda: dataset.load_split("train", folder),
-        turns=3,
+        f"load {len(paths):,} slices", lambda: plain_load(paths), lambda: dataset.load_split("train", folder), turns=3
     )
 
 

@@ -31,7 +31,8 @@ STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of the sharp preset
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long: kills, workers and resumptions, minutes each; run with -m 'long or not long'")
+    config.addinivalue_line("markers", "long: kills, workers and resumptions; run with -m 'long or not long'")
+    config.option.markexpr = config.option.markexpr or "not long"
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")  # of the packages that this is built on
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 

@@ -119,10 +119,7 @@ def test_two_workers_train_what_one_process_does(alone, program, miniature):
 def test_two_devices_train_what_one_does(alone, program, miniature):
     models = program.folder / "devices"
     done = subprocess.run(
-        command(program, miniature, models, code=TWO_DEVICES),
-        cwd=program.folder,
-        capture_output=True,
-        text=True,
+        command(program, miniature, models, code=TWO_DEVICES), cwd=program.folder, capture_output=True, text=True
     )
     assert done.returncode == 0 and "2 replicas" in done.stdout, done.stderr
     assert_same(models, alone)

@@ -35,7 +35,9 @@ def test_what_a_student_reads_first_is_short():
     assert sum(lines_of(FILES[name]) for name in STORY) <= 900
 
 
-@pytest.mark.parametrize("path", [*FILES.values(), *(ROOT / "tests").glob("*.py"), ROOT / "images" / "make.py"], ids=str)
+@pytest.mark.parametrize(
+    "path", [*FILES.values(), *(ROOT / "tests").glob("*.py"), ROOT / "images" / "make.py"], ids=str
+)
 def test_no_file_is_long(path):
     assert lines_of(path) <= 400
 

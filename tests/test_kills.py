@@ -22,13 +22,7 @@ cli.run(train.main)
 def start_and_kill(program, command, line):
     """Start a training and kill it in the epoch that `line` announces; returns what it said."""
     program.install()
-    process = subprocess.Popen(
-        command,
-        cwd=program.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = subprocess.Popen(command, cwd=program.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said = []
     for said_line in process.stdout:
         said.append(said_line)

@@ -8,7 +8,6 @@ from skimage.metrics import structural_similarity
 import modules
 from brains.backend import tf
 
-
 CHANGES = {
     "noise": lambda images: np.clip(images + np.random.default_rng(0).normal(0, 0.1, images.shape), -0.5, 0.5),
     "blur": lambda images: (images + np.roll(images, 1, 1) + np.roll(images, 1, 2)) / 3,

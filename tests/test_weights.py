@@ -48,9 +48,7 @@ vqvae, pixelcnn = weights.load_models("set")
 images, codes = vqvae(np.load("images.npy"))[0], sampling.sample(pixelcnn, 3, seed=1)
 np.savez("there.npz", codebook=vqvae.quantizer.codebook, images=images, codes=codes)
 """
-    subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
-    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     there = np.load(tmp_path / "there.npz")
     np.testing.assert_array_equal(there["codebook"], vqvae.quantizer.codebook)
     np.testing.assert_array_equal(there["images"], vqvae(images)[0])
