@@ -19,7 +19,7 @@ import hashlib
 import io
 import os
 import shutil
-import warnings
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,7 @@ SOURCE_FILE = "source.txt"  # beside fetched splits: the address they came from
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
 DECODED = 512  # images decoded at a time
 MAX_PIXELS = 64_000_000  # of an image that a user names
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
+Image.MAX_IMAGE_PIXELS = None  # in favour of that
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ class Slices(NamedTuple):
 def load_split(split, data=None, url=None, allocate=None):
     """Return the Slices of a split ("train", "validate" or "test") in natural order: by case, then by slice.
 
-    `data` is a folder or zip of slices, or a folder of volumes; without it the slices are fetched once, from `url` if
-    that is given. `allocate(count)` gives the array to fill (default: a new one). Raises UserError if slices are
+    `data` is a folder or zip of slices, or a folder of volumes; without it the slices are fetched once, from `url` or
+    OASIS_URL of the environment if one is given. `allocate(count)` gives the array to fill (default: a new one). Raises UserError if slices are
     missing, broken or not images.
     """
     paths = slice_paths(split, data, url)
@@ -164,8 +164,6 @@ def read_grey(content, where):
         return np.asarray(image.convert("L"), np.float32)
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: not an image; name a PNG, JPEG or other image file") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{where}: far too many pixels; shrink it first") from None
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything for a broken file
@@ -256,7 +254,9 @@ def fetch(split, url=None):
     no address gives the slices.
     """
     named = url or os.environ.get("OASIS_URL")
+    source = "genuine" if named in (None, *SOURCES) else named
     cli.make_folder(config.DATASET)
+    _check_source(source)
     failures = []
     for address in [named] if named else SOURCES:
         part = config.DATASET / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}.zip.part"
@@ -264,11 +264,12 @@ def fetch(split, url=None):
         try:
             download(address, part)
             try:
-                _keep(part, split, named)
+                _keep(part, split, source)
             except UserError:
                 part.unlink()  # it is useless, and no start for a resumed transfer either
                 raise
-            return part.unlink()
+            part.unlink()
+            return
         except UserError as error:
             note(f"  {error}")
             failures.append(f"{address}: {error}")
@@ -283,23 +284,23 @@ def fetch(split, url=None):
     )
 
 
-def _keep(archive, split, named):
-    """Add the splits of a fetched zip that are missing to DATASET; refuse a zip of another set than is there.
-
-    `named` is the address of a set of any content; without one the splits must be the genuine ones.
-    """
-    target, staging, source = config.DATASET / TOP_FOLDER, config.DATASET / ".unpacking", named or "genuine"
-    if target.is_dir() and any(target.iterdir()):
-        known = (target / SOURCE_FILE).read_text().strip() if (target / SOURCE_FILE).is_file() else "an unknown address"
+def _check_source(source):
+    """Raise UserError if DATASET holds slices of another source: "genuine", or an address."""
+    target = config.DATASET / TOP_FOLDER
+    if any((target / split_folder(split)).is_dir() for split in SPLITS):
+        known = (target / SOURCE_FILE).read_text().strip() if (target / SOURCE_FILE).is_file() else "an unknown source"
         if known != source:
-            raise UserError(
-                f"{short(target)} holds slices of {known}, and sets are not mixed; delete that folder first"
-            )
+            raise UserError(f"{short(target)} holds slices of {known}, and sets are not mixed; delete it first")
+
+
+def _keep(archive, split, source):
+    """Add the splits of a fetched zip that are missing to DATASET. Those of the "genuine" source must be genuine."""
+    target, staging = config.DATASET / TOP_FOLDER, Path(tempfile.mkdtemp(prefix=".unpacking", dir=config.DATASET))
     try:
         digests = {each: digest_of(files) for each, files in extract(archive, staging).items()}
         if split not in digests:
             raise UserError(f"the zip holds no {split_folder(split)}")
-        for each in SPLITS if not named else ():
+        for each in SPLITS if source == "genuine" else ():
             if not is_genuine(each, digests.get(each)):
                 raise UserError(f"the {each} slices in the zip are not the genuine ones (their digest differs)")
         target.mkdir(exist_ok=True)
@@ -347,7 +348,7 @@ def main(arguments=None):
     describe("train", args.data, args.url)
     describe("test", args.data, args.url)
     validate_folder = find_split("train", args.data).with_name(split_folder("validate"))
-    if validate_folder.is_dir():
+    if validate_folder.is_dir() and any(validate_folder.iterdir()):
         describe("validate", validate_folder)
     else:
         print("validate: not there, and not needed")

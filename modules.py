@@ -13,13 +13,15 @@ These are the faithful networks, whose sizes are in brains/config.py. The larger
 brains/sharp.py. SafeConv2D is Keras's Conv2D, safe to train in bfloat16.
 """
 
+import functools
+
 import numpy as np
 
 from brains.backend import keras, tf
 from brains.layers import OneHotConv2D, SafeConv2D, SafeConv2DTranspose
 from keras import layers, ops  # isort: skip
 
-BATCH = 128  # images or grids that go through a network at a time
+BATCH = 16  # images or grids that go through a network at a time: few, so that they fit a processor's cache
 
 
 # --- the VQ-VAE -------------------------------------------------------------------------------------------------------
@@ -267,8 +269,8 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None):
     """Draw code indices (num, h, w) int32 from a prior, with one whole forward pass per code.
 
     Codes are drawn in raster order, each from its distribution given the codes before it. Temperature divides the
-    logits: values below 1 favour likely codes, values above 1 rare ones. `levels` (num,) are slice levels, for a prior
-    that knows them. `brains.sampling.sample` draws the same codes much faster.
+    logits: values below 1 favour likely codes, values above 1 rare ones. A prior that knows the levels of slices needs
+    `levels` (num,). `brains.sampling.sample` draws the same codes much faster.
     """
     uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
     codes = np.zeros(uniforms.shape, np.int32)
@@ -290,7 +292,14 @@ def ssim(images, others):
     range 1, because the luminance term expects values that are not negative.
     """
     both = np.concatenate([images, others], axis=-1)  # pairs, which go in batches together
-    return in_batches(lambda pair: _ssim(pair[..., :1], pair[..., 1:]), both)
+    compiled = compiled_ssim(*images.shape[1:3])
+    return in_batches(lambda pair: compiled(pair[..., :1], pair[..., 1:]), both)
+
+
+@functools.cache
+def compiled_ssim(height, width):
+    """Return `ssim_tensor` compiled for images of one size."""
+    return tf.function(ssim_tensor, input_signature=2 * [tf.TensorSpec((None, height, width, 1), "float32")])
 
 
 def ssim_tensor(images, others):
@@ -314,9 +323,6 @@ def gaussian_windows(side):
     for position in range(side - 10):
         matrix[position, position : position + 11] = window / window.sum()
     return matrix.astype(np.float32)
-
-
-_ssim = tf.function(ssim_tensor, reduce_retracing=True)
 
 
 def psnr(images, others):

@@ -33,7 +33,7 @@ def parse_arguments(arguments=None):
     meaning = "levels to cycle through, 0 the lowest; for models that know levels, such as sharp (default: all, evenly)"
     generate.add_argument("--level", nargs="+", type=cli.natural, metavar="K", help=meaning)
     for command in (reconstruct, generate):
-        command.add_argument("--seed", type=cli.seed, metavar="N", help="of all that is drawn (a fresh one, printed)")
+        command.add_argument("--seed", type=cli.seed, metavar="N", help="of all draws (default: a fresh one, printed)")
         cli.add_model_arguments(command)
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)

@@ -75,7 +75,7 @@ from keras import ops  # isort: skip
 def vqvae_loss(vqvae, variance, images):
     """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
 
-    The squared error is divided by the variance, so that 1 is the error of always giving the mean grey value. Figures
+    The squared error is divided by the variance, so that 1 is the error of always giving the mean pixel. Figures
     are averaged over an epoch; what is named counts is summed.
     """
     reconstructions, codes, quantizer_loss = vqvae(images, training=True)
@@ -166,15 +166,15 @@ def train_pixelcnn(job, preset, vqvae, codes):
 
 def main(arguments=None):
     args, preset = parse_arguments(arguments)
-    cli.make_folder(args.out)
     try:
         options = ("validation_share", "seed", "resume", "precision", "deterministic")
         options = {name: getattr(args, name) for name in options}
-        with jobs.start(args.preset, args.models, args.data, args.url, **options) as job:
+        with jobs.start(args.preset, args.models, args.out, args.data, args.url, **options) as job:
             train = {"faithful": train_faithful, "sharp": stages.train_sharp}[args.preset]
             content = jobs.finish(job, preset, args.models, *train(job, preset))
     except KeyboardInterrupt:
-        again = shlex.join(["python", "train.py", *(arguments or sys.argv[1:]), *([] if args.resume else ["--resume"])])
+        call = ["python", *(sys.argv if arguments is None else ["train.py", *arguments])]
+        again = shlex.join([*call, *([] if args.resume else ["--resume"])])
         cli.note(f"\ninterrupted; `{again}` continues after the last epoch that was finished, if any")
         sys.exit(130)
     if content:  # of several workers only the first one has it

@@ -1,4 +1,4 @@
-"""The adversarial stage of the sharp preset: a discriminator, the losses, and the training against it.
+"""The adversarial stage of the sharp preset: the losses, and the training against a discriminator.
 
 Esser et al. 2021, Taming Transformers, VQGAN, arXiv 2012.09841          (the idea; here without perceptual distances)
 Wang et al. 2018, pix2pixHD, arXiv 1711.11585                            (two scales, feature matching)
@@ -8,49 +8,10 @@ Mescheder et al. 2018, arXiv 1801.04406                                  (penalt
 from brains import loop, reports
 from brains.augment import flip_half
 from brains.backend import keras, tf
-from brains.layers import SafeConv2D, detail
 from brains.reconstruction import as_used, copy_of, validate
+from brains.sharp import Discriminator
 from modules import ssim_tensor
 from keras import ops  # isort: skip
-
-
-class Discriminator(keras.Model):
-    """Tells real slices from decoded ones, patch by patch, at full and at half size; described by a DiscriminatorConfig.
-
-    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] and a guide to each, of the same shape, it returns for
-    each size the outputs of its layers. The last output (N, h, w, 1) float32 holds the logits, positive where a patch
-    looks real. The guide is the reconstruction by a VQ-VAE that knew no discriminator, so that texture must not only
-    look real but also be in the right place. The detail of the image is given too, enlarged to count from the first step.
-    """
-
-    def __init__(self, config):
-        super().__init__(
-            name="discriminator", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
-        filters = config.filters
-        self.scales = [
-            [
-                *[SafeConv2D(count, 4, strides=2, name=f"scale_{scale}_down_{i}") for i, count in enumerate(filters)],
-                SafeConv2D(filters[-1], 3, name=f"scale_{scale}_wide"),
-                SafeConv2D(1, 3, dtype="float32", name=f"scale_{scale}_logits"),
-            ]
-            for scale in range(2)
-        ]
-        for scale in self.scales:
-            for layer, channels in zip(scale, (3, *filters, filters[-1])):
-                layer.build((None, None, None, channels))
-        self.built = True
-
-    def call(self, images, guide):
-        results = []
-        for scale in self.scales:
-            x, outputs = ops.concatenate([2 * images, 16 * detail(images), 2 * guide], axis=-1), []
-            for layer in scale[:-1]:
-                x = ops.leaky_relu(layer(x), 0.2)
-                outputs.append(x)
-            results.append([*outputs, scale[-1](x)])
-            images, guide = ops.average_pool(images, 2), ops.average_pool(guide, 2)
-        return results
 
 
 def hinge_loss(of_real, of_decoded):

@@ -90,14 +90,14 @@ class GatedPixelCNNConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The discriminator of the sharp VQ-VAE, `brains.adversarial.Discriminator`."""
+    """The discriminator of the sharp VQ-VAE, `brains.sharp.Discriminator`."""
 
     filters: tuple = (32, 64, 128)
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The network that chooses among samples, `brains.critic.Critic`."""
+    """The network that chooses among samples, `brains.sharp.Critic`."""
 
     filters: tuple = (32, 64, 128, 128)
     dropout: float = 0.3

@@ -1,4 +1,4 @@
-"""The critic of the sharp preset: the network, its loss, and its training.
+"""The training of the sharp preset's critic, and its loss.
 
 It learns to tell samples of a prior from real slices, so that of several samples the most realistic one can be kept.
 Discriminators (Azadi et al. 2019, arXiv 1810.06758) and classifiers (Razavi et al. 2019, VQ-VAE-2, arXiv 1906.00446)
@@ -14,42 +14,10 @@ from tqdm import tqdm
 from brains import devices, loop, reports, sampling
 from brains.augment import flip_half
 from brains.backend import keras, tf
-from brains.layers import SafeConv2D, detail
-from keras import layers, ops  # isort: skip
+from brains.sharp import Critic
+from keras import ops  # isort: skip
 
 DRAWN = 10_000  # samples that the critic learns from, at most
-
-
-class Critic(keras.Model):
-    """Tells samples from real slices, both decoded; described by a CriticConfig.
-
-    Called on images (N, 128, 128, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32, high for real slices. At the
-    optimum they are the log density ratio of real slices to samples.
-    """
-
-    def __init__(self, config):
-        super().__init__(
-            name="critic", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
-        self.config = config
-        last = config.filters[-1]
-        self.features = [
-            *[SafeConv2D(count, 4, strides=2, name=f"down_{i}") for i, count in enumerate(config.filters)],
-            SafeConv2D(last, 3, name="wide"),
-        ]
-        self.dropout = layers.Dropout(config.dropout, dtype="float32", name="dropout")
-        self.head = layers.Dense(1, dtype="float32", name="head")
-        for layer, channels in zip(self.features, (2, *config.filters)):
-            layer.build((None, None, None, channels))
-        self.head.build((None, last))
-        self.built = True
-
-    def call(self, images, training=False):
-        x = ops.concatenate([2 * images, 16 * detail(images)], axis=-1)
-        for layer in self.features:
-            x = ops.leaky_relu(layer(x), 0.2)
-        x = ops.mean(ops.cast(x, "float32"), axis=(1, 2))
-        return self.head(self.dropout(x, training=training))[:, 0]
 
 
 def critic_loss(critic, vqvae, codes, samples, training=True):

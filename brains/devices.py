@@ -42,11 +42,16 @@ def _join(resolver):
         signal.signal(signal.SIGINT, seen)
 
 
+def cores():
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def describe():
     """Return the devices that a training uses, in words."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return f"CPU, {os.cpu_count()} cores"
+        return f"CPU, {cores()} cores"
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     return f"{len(gpus)} x {name}" if len(gpus) > 1 else name
 
@@ -86,8 +91,10 @@ def _gather(strategy):
 
 def agree(strategy, settings, path, finished):
     """Raise UserError if workers have other settings, or other numbers of finished epochs in the checkpoint `path`."""
-    short = int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16)  # exact in a float32
-    if np.ptp(of_all(strategy, short)):
+    fingerprint = int(
+        hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16
+    )  # exact in a float32
+    if np.ptp(of_all(strategy, fingerprint)):
         raise UserError(
             "the workers have other flags or other slices; start the same command on all, with the same --data"
         )

@@ -19,7 +19,6 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 import dataset
@@ -211,5 +210,19 @@ def two_sample_auc(slices, real, seed, floor=0.0):
     scores = cross_val_predict(classifier, features, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
     drawn = resampled(groups)[:AUC_RESAMPLES]
     drawn = drawn[drawn[:, truth == 1].any(axis=1) & drawn[:, truth == 0].any(axis=1)]
-    resamples = [roc_auc_score(truth, scores, sample_weight=weights) for weights in drawn]
-    return Figure(float(roc_auc_score(truth, scores)), *np.percentile(resamples, (2.5, 97.5)).tolist())
+    value = weighted_auc(truth, scores, np.ones((1, len(truth))))[0]
+    return Figure(float(value), *np.percentile(weighted_auc(truth, scores, drawn), (2.5, 97.5)).tolist())
+
+
+def weighted_auc(truth, scores, weights):
+    """Return the ROC AUC (R,) of scores (N,) for a truth (N,) of 0 and 1, once for each set of weights (R, N).
+
+    It is the share of pairs of a 1 and a 0 that the scores rank rightly; a tie counts half. scikit-learn's function
+    takes one set of weights at a time, and milliseconds for each.
+    """
+    _, rank = np.unique(scores, return_inverse=True)
+    order = np.argsort(rank)
+    starts = np.flatnonzero(np.diff(rank[order], prepend=-1))  # of runs of tied scores
+    ones, zeros = (np.add.reduceat((weights * (truth == kind))[:, order], starts, axis=1) for kind in (1, 0))
+    below = np.cumsum(zeros, axis=1) - zeros / 2
+    return np.sum(ones * below, axis=1) / (ones.sum(axis=1) * zeros.sum(axis=1))

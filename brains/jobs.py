@@ -57,11 +57,11 @@ class Job:
     def moments(self, chosen):
         """Return the mean image (128, 128, 1) and the variance of the chosen slices (N,) bool.
 
-        Raises UserError if the slices are all but constant.
+        Raises UserError if the slices are almost constant.
         """
         mean, variance = stream.moments(self.images, np.flatnonzero(chosen))
         if variance < 1e-6:
-            raise UserError("all training slices are one constant; nothing can be learned from them")
+            raise UserError("the training slices are almost constant; nothing can be learned from them")
         return mean, variance
 
     def settings_of(self, preset, stage, ignore=()):
@@ -106,10 +106,10 @@ class Job:
 
 
 @contextlib.contextmanager
-def start(preset, models, data=None, url=None, *, validation_share, seed, resume, precision, deterministic):
-    """Give the Job of a training that will write the set of weights `models`, in the scope of its devices.
+def start(preset, models, out, data=None, url=None, *, validation_share, seed, resume, precision, deterministic):
+    """Give the Job of a training that will write the set of weights `models`, and figures to the folder `out`.
 
-    `precision` is a Keras dtype policy, or "auto". What goes wrong on the way is raised as UserError.
+    It is given in the scope of the training's devices. `precision` is a Keras dtype policy, or "auto". What goes wrong on the way is raised as UserError.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -117,6 +117,7 @@ def start(preset, models, data=None, url=None, *, validation_share, seed, resume
     try:
         with strategy.scope(), contextlib.ExitStack() as stack:
             if devices.writes():
+                cli.make_folder(out)
                 weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
             else:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

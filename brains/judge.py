@@ -8,6 +8,8 @@ from brains.backend import tf
 from brains.memory import nearer_than_held_out, nearest, ssim_of_nearest
 from brains.statistics import Figure, mean, share
 
+MEASURED = 2176  # slices of a set whose codes the prior is asked about: of many more the answer is the same
+
 
 class Judge:
     """Measures sets of slices against real ones, which the models may know, and held-out ones, which they may not.
@@ -62,7 +64,7 @@ def judge_prior(pixelcnn, sets):
     """Return what each set of Codes {name: Codes} costs, and how many codes it uses, {name: {row: Figure}}.
 
     The histogram is that of the training codes in each cell, which is what is known without context. One code, spread
-    as the codes of all cells are, is added to each cell.
+    as the codes of all cells are, is added to each cell. Of a set with more than MEASURED slices so many are measured.
     """
     number = pixelcnn.num_embeddings
     counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)])  # (K, h, w)
@@ -76,10 +78,12 @@ def judge_prior(pixelcnn, sets):
 
     results = {}
     for name, (codes, groups, levels) in sets.items():
+        in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:MEASURED])
+        codes, groups, levels = codes[chosen], groups[chosen], levels[chosen]
         cost = modules.in_batches(lambda chosen: bits(codes[chosen], levels[chosen]), np.arange(len(codes)))
         cost = cost.mean(axis=(1, 2))
         by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
-        in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
         results[name] = {
             "bits a code": mean(cost, groups),
             "bits a slice": mean(cost * codes[0].size, groups),

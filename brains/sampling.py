@@ -5,19 +5,19 @@ At each step only the activations at the new position are computed; what they ad
 NumPy, because at one position of a few grids calling TensorFlow would cost more than the arithmetic.
 """
 
-import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
+from brains import devices
 from brains.backend import tf
 from brains.sharp import GatedPixelCNN
-from modules import BATCH
 from keras import ops  # isort: skip
 
-FEWEST = 32  # grids in a batch that is worth a core of its own
+FEWEST, MOST = 32, 128  # grids in a batch: what is worth a core of its own, and what fits its cache
 JUDGED = 8  # slices decoded and judged at a time on a core: few, so that they fit its cache
 
 
@@ -30,25 +30,28 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     """
     uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
     levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
-    size = int(np.clip(-(-num // os.cpu_count()), FEWEST, BATCH))  # every core gets a batch, unless these are tiny
-    return _on_all_cores(
-        lambda chosen: _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature), num, size, progress
-    )
+    size = int(np.clip(-(-num // devices.cores()), FEWEST, MOST))  # every core gets a batch, unless these are tiny
+
+    def draw(chosen, stop):
+        return _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature, stop)
+
+    return _on_all_cores(draw, num, size, progress)
 
 
 def _on_all_cores(function, num, size, progress=iter):
     """Return the NumPy array of `function`, applied to slices of 0..num-1 of so many items, one on each core at a time.
 
-    Within a core nothing is split further. That is quicker, because much of the work is no matrix product.
+    Within a core nothing is split further. That is quicker, because much of the work is no matrix product. The function
+    also gets an Event, which is set if it should stop, as after a Ctrl-C.
     """
-    batches = [slice(start, start + size) for start in range(0, num, size)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1, "blas"):
-        running = [pool.submit(function, each) for each in batches]
+    batches, stop = [slice(start, start + size) for start in range(0, max(1, num), size)], threading.Event()
+    with ThreadPoolExecutor(devices.cores()) as pool, threadpool_limits(1, "blas"):
+        running = [pool.submit(function, each, stop) for each in batches]
         try:
             return np.concatenate([each.result() for each in progress(running)])
-        except BaseException:
+        finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
@@ -64,7 +67,8 @@ def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0,
         lambda codes: critic(ops.clip(vqvae.paint(vqvae.quantizer.lookup(codes)), -0.5, 0.5)),
         input_signature=[tf.TensorSpec((None, *pixelcnn.grid), "int32")],
     )
-    logits = _on_all_cores(lambda chosen: np.asarray(judge(drawn[chosen])), len(drawn), JUDGED)
+    size = MOST if tf.config.list_physical_devices("GPU") else JUDGED
+    logits = _on_all_cores(lambda chosen, stop: np.asarray(judge(drawn[chosen])), len(drawn), size)
     best = logits.reshape(num, candidates).argmax(axis=1)
     return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), best]
 
@@ -74,11 +78,13 @@ def spread_levels(pixelcnn, num):
     return ((np.arange(num) + 0.5) * (pixelcnn.levels or 0) / num).astype(np.int32)
 
 
-def _sample(pixelcnn, uniforms, levels, temperature):
-    """Draw the codes of grids from uniform numbers (N, h, w) in [0, 1)."""
+def _sample(pixelcnn, uniforms, levels, temperature, stop):
+    """Draw the codes of grids from uniform numbers (N, h, w) in [0, 1), or give up when the Event `stop` is set."""
     codes = np.empty(uniforms.shape, np.int32)
     cache = (GatedCache if isinstance(pixelcnn, GatedPixelCNN) else PlainCache)(pixelcnn, uniforms.shape, levels)
     for row, column in np.ndindex(pixelcnn.grid):
+        if stop.is_set():
+            break
         logits = cache.logits(row, column)
         codes[:, row, column] = _invert(logits, temperature, uniforms[:, row, column])
         cache.add(codes[:, row, column], row, column)

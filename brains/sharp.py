@@ -1,4 +1,4 @@
-"""The networks of the sharp preset: a VQ-VAE with more codes, and a gated PixelCNN that knows place and level.
+"""The networks of the sharp preset: a VQ-VAE with more codes, a gated PixelCNN, a discriminator and a critic.
 
 van den Oord et al. 2017, Neural Discrete Representation Learning, arXiv 1711.00937 (appendix A.1: moving averages)
 van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, arXiv 1606.05328 (gated PixelCNN)
@@ -8,7 +8,7 @@ Zeghidour et al. 2021, SoundStream, arXiv 2107.03312 (revival of unused codes)
 import numpy as np
 
 from brains.backend import keras, tf
-from brains.layers import SafeConv2D, SafeConv2DTranspose
+from brains.layers import SafeConv2D, SafeConv2DTranspose, detail
 from modules import VQVAE, VectorQuantizer
 from keras import layers, ops  # isort: skip
 
@@ -221,3 +221,74 @@ class GatedPixelCNN(keras.Model):
         for layer in self.gated:
             vertical, horizontal = layer(vertical, horizontal, condition, training=training)
         return self.head(self.wide(self.dropout(ops.relu(horizontal), training=training)))
+
+
+class Discriminator(keras.Model):
+    """Tells real slices from decoded ones, patch by patch, at full and at half size; described by a DiscriminatorConfig.
+
+    Called on images (N, size, size, 1) float32 in [-0.5, 0.5] and a guide to each, of the same shape, it returns for
+    each size the outputs of its layers. The last output (N, h, w, 1) float32 holds the logits, positive where a patch
+    looks real. The guide is the reconstruction by a VQ-VAE that knew no discriminator, so that texture must not only
+    look real but also be in the right place. The detail of the image is given too, enlarged to count from the first step.
+    """
+
+    def __init__(self, config):
+        super().__init__(
+            name="discriminator", dtype="float32"
+        )  # the convolutions follow the policy, but not the detail of the images
+        filters = config.filters
+        self.scales = [
+            [
+                *[SafeConv2D(count, 4, strides=2, name=f"scale_{scale}_down_{i}") for i, count in enumerate(filters)],
+                SafeConv2D(filters[-1], 3, name=f"scale_{scale}_wide"),
+                SafeConv2D(1, 3, dtype="float32", name=f"scale_{scale}_logits"),
+            ]
+            for scale in range(2)
+        ]
+        for scale in self.scales:
+            for layer, channels in zip(scale, (3, *filters, filters[-1])):
+                layer.build((None, None, None, channels))
+        self.built = True
+
+    def call(self, images, guide):
+        results = []
+        for scale in self.scales:
+            x, outputs = ops.concatenate([2 * images, 16 * detail(images), 2 * guide], axis=-1), []
+            for layer in scale[:-1]:
+                x = ops.leaky_relu(layer(x), 0.2)
+                outputs.append(x)
+            results.append([*outputs, scale[-1](x)])
+            images, guide = ops.average_pool(images, 2), ops.average_pool(guide, 2)
+        return results
+
+
+class Critic(keras.Model):
+    """Tells samples from real slices, both decoded; described by a CriticConfig.
+
+    Called on images (N, 128, 128, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32, high for real slices. At the
+    optimum they are the log density ratio of real slices to samples.
+    """
+
+    def __init__(self, config):
+        super().__init__(
+            name="critic", dtype="float32"
+        )  # the convolutions follow the policy, but not the detail of the images
+        self.config = config
+        last = config.filters[-1]
+        self.features = [
+            *[SafeConv2D(count, 4, strides=2, name=f"down_{i}") for i, count in enumerate(config.filters)],
+            SafeConv2D(last, 3, name="wide"),
+        ]
+        self.dropout = layers.Dropout(config.dropout, dtype="float32", name="dropout")
+        self.head = layers.Dense(1, dtype="float32", name="head")
+        for layer, channels in zip(self.features, (2, *config.filters)):
+            layer.build((None, None, None, channels))
+        self.head.build((None, last))
+        self.built = True
+
+    def call(self, images, training=False):
+        x = ops.concatenate([2 * images, 16 * detail(images)], axis=-1)
+        for layer in self.features:
+            x = ops.leaky_relu(layer(x), 0.2)
+        x = ops.mean(ops.cast(x, "float32"), axis=(1, 2))
+        return self.head(self.dropout(x, training=training))[:, 0]

@@ -18,7 +18,7 @@ from keras import ops  # isort: skip
 
 
 def train_sharp(job, preset):
-    """Train the sharp models on the slices of a Job; returns {part: Training}, mean image and variance."""
+    """Train the sharp models on the slices of a Job; returns {stage: Training}, mean image and variance."""
     check_levels(job.levels)
     mean, variance = job.moments(~job.held_out)
     trainings = {"vqvae": train_vqvae(job, preset, mean.mean(), variance)}
@@ -56,7 +56,7 @@ def vqvae_loss(vqvae, variance, ssim_weight, images):
 
 
 def train_vqvae(job, preset, mean, variance):
-    """Train the sharp VQVAE on the slices of a Job, whose mean grey value and variance are given; returns its Training."""
+    """Train the sharp VQVAE on the slices of a Job, whose mean pixel and variance are given; returns its Training."""
     keras.utils.set_random_seed(job.seed)
     vqvae = sharp.build_vqvae(preset.vqvae_network)
     seen, unseen = job.seen_and_unseen()

@@ -2,9 +2,10 @@
 
 import hashlib
 import shutil
+import tempfile
 import zipfile
 import zlib
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from brains.cli import FREE_SPACE, UserError, make_folder, reason
 from brains.config import SPLITS
@@ -15,37 +16,45 @@ def extract_once(path, folder):
     """Return a folder below `folder` with the splits of a zip, extracted now or by an earlier call."""
     state = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
-    target, staging = folder / f"{path.stem}-{key}", folder / f".{path.stem}-{key}"
-    if not target.is_dir():
-        make_folder(folder)
-        try:
-            extract(path, staging)
-            staging.rename(target)
-        except OSError as error:
+    target = folder / f"{path.stem}-{key}"
+    if target.is_dir():
+        return target
+    make_folder(folder)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder))  # two processes may extract the same zip
+    try:
+        extract(path, staging)
+        staging.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # else another process was first
             raise UserError(f"{target}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
 def extract(path, target):
-    """Extract the splits of a zip to a folder; returns {split: {name: sha256}}. Raises UserError if it is unsound."""
-    shutil.rmtree(target, ignore_errors=True)
+    """Extract the split folders of a zip into the empty folder `target`; returns {split: {name: sha256}}.
+
+    Raises UserError if the zip or a member is corrupt, if it holds no split, or if a member would land outside.
+    """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: neither a folder nor a sound zip ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
     digests = {}
     with archive:
         folders = _folders(archive, path)
         for split in SPLITS:
-            name = split_folder(split)
-            candidates = [folder for folder in folders if folder.name == name]
+            candidates = [folder for folder in folders if folder.name == split_folder(split)]
             if candidates:
-                (target / name).mkdir(parents=True)
-                files = folders[min(candidates, key=lambda folder: len(folder.parts))]  # the shallowest
-                digests[split] = {file: _extract(archive, info, target / name / file) for file, info in files.items()}
-        target.mkdir(exist_ok=True)
+                files = folders[min(candidates, key=lambda folder: len(folder.parts))]
+                (target / split_folder(split)).mkdir()
+                written = {name: target / split_folder(split) / name for name in files}
+                digests[split] = {name: _extract(archive, files[name], written[name]) for name in files}
+    if not digests:
+        raise UserError(f"{path}: no slices in a folder such as {split_folder('train')} here; name a whole set")
     return digests
 
 

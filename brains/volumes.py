@@ -32,7 +32,7 @@ Row = namedtuple("Row", "case person session split file likeness scale")
 def find_volumes(folder):
     """Return the Volumes below a folder in natural order, one a session.
 
-    Of several files of a session one is taken: best one in OASIS-1's atlas space or named T1w, last a BIDS derivative.
+    Of several files of a session the first is taken: OASIS-1's atlas space and T1w come first, BIDS derivatives last.
     """
     paths = [path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import modules
-from brains import config, critic, sharp
+from brains import config, sharp
 from brains.cli import FREE_SPACE, UsageError, UserError, reason, short
 from dataset import load_image, save_image
 
@@ -24,7 +24,7 @@ NETWORKS = {  # by the name in config.json: the configuration, and what builds t
     "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
     "PixelCNN": (config.PixelCNNConfig, modules.PixelCNN),
     "GatedPixelCNN": (config.GatedPixelCNNConfig, sharp.GatedPixelCNN),
-    "Critic": (config.CriticConfig, critic.Critic),
+    "Critic": (config.CriticConfig, sharp.Critic),
 }
 
 
@@ -71,7 +71,7 @@ def load_models(folder):
 def load_critic(folder, candidates=None):
     """Return the Critic of the set in `folder` and how many candidates it chooses from; (None, 1) without a critic.
 
-    The number is that of the set if it is None. Raises UserError as `load_vqvae`, UsageError if asked without a critic.
+    Without `candidates` the number is the set's. Raises UserError as `load_vqvae`, and UsageError if it has no critic.
     """
     content = load_config(folder)
     if candidates == 1 or (candidates is None and "critic" not in content):

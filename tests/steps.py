@@ -59,8 +59,8 @@ def sharp_steps(images):
         error = tf.reduce_mean((images - reconstructions) ** 2) / VARIANCE
         return error + quantizer_loss + 0.5 * (1 - tf.reduce_mean(plain_ssim(images, reconstructions)))
 
-    prior, judge = sharp.GatedPixelCNN(SHARP.prior_network), critic.Critic(SHARP.critic_network)
-    discriminator = adversarial.Discriminator(SHARP.discriminator_network)
+    prior, judge = sharp.GatedPixelCNN(SHARP.prior_network), sharp.Critic(SHARP.critic_network)
+    discriminator = sharp.Discriminator(SHARP.discriminator_network)
     optimizer = keras.optimizers.Adam(SHARP.discriminator_learning_rate, beta_1=0.5)
     optimizer.build(discriminator.trainable_variables)
     first, second = (in_training(vqvae, schedule) for schedule in (SHARP.vqvae, SHARP.adversarial))

@@ -120,7 +120,6 @@ def make_bomb(path):
     Image.new("1", (30_000, 30_000)).save(path, format="PNG")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as dataset.py does
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -234,6 +233,13 @@ def test_corrupt_zip_is_refused_and_leaves_nothing(miniature_zip, tmp_path, kept
     (tmp_path / "half.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="half.zip: neither a folder nor a sound zip"):
         dataset.load_split("test", tmp_path / "half.zip")
+    assert not list(kept.iterdir())
+
+
+def test_zip_without_slices_is_refused_and_leaves_nothing(miniature, tmp_path, kept):
+    masks = zip_folder(miniature / "keras_png_slices_seg_train", tmp_path / "masks.zip")
+    with pytest.raises(UserError, match="masks.zip: no slices in a folder"):
+        dataset.load_split("test", masks)
     assert not list(kept.iterdir())
 
 

@@ -74,6 +74,7 @@ def test_sets_of_two_addresses_are_never_mixed(server, miniature_zip, kept):
         dataset.load_split("test", url=f"{other.url}/data.zip")
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
     assert state(kept) == before and "keras_png_slices_test" not in fetched()
+    assert not other.requests  # it is refused before anything is sent
 
 
 @pytest.mark.usefixtures("genuine_miniature")
@@ -83,16 +84,18 @@ def test_a_user_s_set_and_the_genuine_one_are_never_mixed(server, monkeypatch, k
         dataset.load_split("test", url=first)
         shutil.rmtree(kept / config.TOP_FOLDER / "keras_png_slices_test")
         before = state(kept)
+        requests = len(server.requests)
         with pytest.raises(UserError, match="not mixed"):
             dataset.load_split("test", url=second)
         assert state(kept) == before and "keras_png_slices_test" not in fetched()
+        assert len(server.requests) == requests
         shutil.rmtree(kept / config.TOP_FOLDER)
 
 
-def test_slices_of_an_unknown_address_are_not_added_to(server, miniature, kept):
+def test_slices_of_an_unknown_source_are_not_added_to(server, miniature, kept):
     shutil.copytree(miniature / "keras_png_slices_train", kept / config.TOP_FOLDER / "keras_png_slices_train")
     before = state(kept)
-    with pytest.raises(UserError, match="an unknown address.*not mixed"):
+    with pytest.raises(UserError, match="an unknown source.*not mixed"):
         dataset.load_split("test", url=f"{server.url}/data.zip")
     assert state(kept) == before and fetched() == ["keras_png_slices_train"]
 
@@ -207,10 +210,11 @@ def test_named_address_may_give_any_set(server, monkeypatch, capsys):
     assert asked(server) == ["/data.zip"] and "differs from the genuine" in capsys.readouterr().err
 
 
-def test_built_in_address_must_give_the_genuine_set(server, monkeypatch, kept):
+@pytest.mark.parametrize("named", [False, True])
+def test_built_in_address_must_give_the_genuine_set_named_or_not(server, monkeypatch, named, kept):
     monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/data.zip",))
     with pytest.raises(UserError, match="not the genuine ones"):
-        dataset.load_split("test")
+        dataset.load_split("test", url=f"{server.url}/data.zip" if named else None)
     assert not fetched() and not list(kept.iterdir())
 
 

@@ -9,7 +9,7 @@ from keras import ops
 
 import modules
 from brains import config, loop
-from brains.adversarial import Discriminator
+from brains.sharp import Discriminator
 from brains.backend import tf
 
 

@@ -10,7 +10,6 @@ from conftest import brains
 from keras import ops
 
 from brains import config, critic, jobs, loop, sampling, sharp
-from brains.adversarial import Discriminator
 
 
 def test_codebook_with_decay_follows_the_mean_of_its_latents():
@@ -49,7 +48,7 @@ def test_larger_vqvae_gives_grids_and_slices_of_its_shape():
 
 
 def test_discriminator_judges_patches_at_two_sizes():
-    outputs = Discriminator(config.DiscriminatorConfig((4, 8)))(brains(2), brains(2))
+    outputs = sharp.Discriminator(config.DiscriminatorConfig((4, 8)))(brains(2), brains(2))
     assert [[tuple(layer.shape) for layer in scale] for scale in outputs] == [
         [(2, 64, 64, 4), (2, 32, 32, 8), (2, 32, 32, 8), (2, 32, 32, 1)],
         [(2, 32, 32, 4), (2, 16, 16, 8), (2, 16, 16, 8), (2, 16, 16, 1)],
@@ -63,10 +62,10 @@ def test_detail_of_images_is_taken_in_float32_whatever_the_policy(network):
     try:
         seen = []
         if network == "critic":
-            model = critic.Critic(config.CriticConfig(filters=(4,), dropout=0.5))
+            model = sharp.Critic(config.CriticConfig(filters=(4,), dropout=0.5))
             first, inputs = model.features[0], [images]
         else:
-            model = Discriminator(config.DiscriminatorConfig((4,)))
+            model = sharp.Discriminator(config.DiscriminatorConfig((4,)))
             first, inputs = model.scales[0][0], [images, images]
         first.call = lambda inputs: seen.append(inputs) or ops.zeros((2, 64, 64, 4))
         logits = keras.tree.flatten(model(*inputs))[-1]
@@ -117,7 +116,7 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
 def test_critic_learns_which_codes_are_real():
     """Real codes are of one half of a codebook here, drawn ones of the other, and so decode to other images."""
     vqvae = make_vqvae(filters=(4, 4, 8, 8), bottleneck=8)
-    model = critic.Critic(config.CriticConfig(filters=(8, 16), dropout=0.0))
+    model = sharp.Critic(config.CriticConfig(filters=(8, 16), dropout=0.0))
     real, false = (np.random.default_rng(0).integers(low, low + 64, (8, 8, 8), np.int32) for low in (0, 64))
     vqvae.quantizer.codebook.assign(np.where(np.arange(128)[:, None] < 64, 1.0, -1.0) * np.ones(16, np.float32))
     step = loop.gradients_of(

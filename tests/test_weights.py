@@ -15,7 +15,7 @@ from conftest import ROOT, brains
 
 from brains import config, sampling, weights
 from brains.cli import UserError
-from brains.critic import Critic
+from brains.sharp import Critic
 
 
 @pytest.fixture(scope="module")
