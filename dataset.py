@@ -66,8 +66,8 @@ def load_split(split, data=None, url=None, allocate=None):
     """Return the Slices of a split ("train", "validate" or "test") in natural order: by case, then by slice.
 
     `data` is a folder or zip of slices, or a folder of volumes; without it the slices are fetched once, from `url` or
-    OASIS_URL of the environment if one is given. `allocate(count)` gives the array to fill (default: a new one). Raises UserError if slices are
-    missing, broken or not images.
+    OASIS_URL of the environment if one is given. `allocate(count)` gives the array to fill (default: a new one). Raises
+    UserError if slices are missing, broken or not images.
     """
     paths = slice_paths(split, data, url)
     images = allocate(len(paths)) if allocate else np.empty((len(paths), SIZE, SIZE, 1), np.float32)
@@ -249,8 +249,8 @@ def _below(path, split):
 def fetch(split, url=None):
     """Download the slices into DATASET, at least those of `split`.
 
-    A named address, `url` or OASIS_URL of the environment, may hold any set of slices and is the only one tried. Without
-    one SOURCES are tried in turn, and what they give must be the genuine set. Sets are never mixed. Raises UserError if
+    A named address, `url` or OASIS_URL of the environment, may hold any set and is the only one tried. Without one
+    SOURCES are tried in turn, and what they give must be the genuine set. Sets are never mixed. Raises UserError if
     no address gives the slices.
     """
     named = url or os.environ.get("OASIS_URL")
@@ -279,8 +279,8 @@ def fetch(split, url=None):
                 "continue"
             ) from error
     raise UserError(
-        f"the slices could not be fetched ({failures[0] if failures else 'no address is known'}); check the network and "
-        "run again, or name another address with --url, or a folder or zip with --data"
+        f"the slices could not be fetched ({failures[0] if failures else 'no address is known'}); check the network "
+        "and run again, or name another address with --url, or a folder or zip with --data"
     )
 
 

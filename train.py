@@ -19,8 +19,8 @@ from brains import cli
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
-        description="Train a VQ-VAE on the training slices, then a PixelCNN on their codes. The sharp preset also trains "
-        "the VQ-VAE against a discriminator, and last a critic that chooses among samples."
+        description="Train a VQ-VAE on the training slices, then a PixelCNN on their codes. The sharp preset also "
+        "trains the VQ-VAE against a discriminator, and last a critic that chooses among samples."
     )
     cli.add_training_flags(parser)
     parser.add_argument(

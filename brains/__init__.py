@@ -1,1 +1,6 @@
 """What supports dataset.py, modules.py and train.py: files with one job each, named in docs/structure.md."""
+
+import os
+
+# OpenMP reads it when TensorFlow loads; otherwise scikit-learn's threads spin while others need the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

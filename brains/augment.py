@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
 
 def flip_half(images, draws):
-    """Flip each image (N, H, W, 1) with probability 1/2 along its vertical axis, which is left and right of the head."""
+    """Flip each image (N, H, W, 1) with probability 1/2 along the vertical axis: left and right of the head."""
     return np.where(draws.flip[:, None, None, None] < 0.5, images[:, ::-1], images)
 
 

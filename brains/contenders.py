@@ -8,9 +8,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import dataset
-from brains import sampling, weights
+from brains import config, sampling, weights
 from brains.cli import UserError, note, short
-from brains.config import DATASET, FIGURES, SIZE
+from brains.config import FIGURES, SIZE
 from brains.fidelity import NEIGHBOURS, slice_set
 from brains.judge import judge_prior
 from brains.memory import Codes, repeats
@@ -78,7 +78,7 @@ def read_slices(folders, data, url, *, tune, samples, candidates):
         real, held_out = real.take(~unseen), real.take(unseen)
     else:
         held_out = slice_set(test.images, test.names, owners(test.names)[1])
-    count = number_compared({"reference": real, "held out": held_out}, samples, data or short(DATASET))
+    count = number_compared({"reference": real, "held out": held_out}, samples, data or short(config.DATASET))
     return real, held_out, models, count
 
 

@@ -7,10 +7,7 @@ Naeem et al. 2020, arXiv 2002.09797           (density and coverage)
 Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
 """
 
-import os
 from typing import NamedTuple
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or scikit-learn's threads spin while others need the cores
 
 import numpy as np
 import scipy.linalg

@@ -109,7 +109,8 @@ class Job:
 def start(preset, models, out, data=None, url=None, *, validation_share, seed, resume, precision, deterministic):
     """Give the Job of a training that will write the set of weights `models`, and figures to the folder `out`.
 
-    It is given in the scope of the training's devices. `precision` is a Keras dtype policy, or "auto". What goes wrong on the way is raised as UserError.
+    It is given in the scope of the training's devices. `precision` is a Keras dtype policy, or "auto". What goes wrong
+    on the way is raised as UserError.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -143,8 +143,8 @@ class GatedLayer(layers.Layer):
 
     Called on the vertical stack (N, h, w, C), the horizontal stack (N, h, w, C) and a condition (N, h, w, E) it returns
     both stacks (N, h, w, filters). The vertical stack at a position depends on all rows down to its own. The horizontal
-    stack depends on the rows above, through the vertical one, and on the positions to its left; on its own position too,
-    unless the layer is the `first`.
+    stack depends on the rows above, through the vertical one, and on the positions to its left; on its own too, unless
+    the layer is the `first`.
     """
 
     def __init__(self, filters, kernel_size, first, dropout, **kwargs):
@@ -224,12 +224,12 @@ class GatedPixelCNN(keras.Model):
 
 
 class Discriminator(keras.Model):
-    """Tells real slices from decoded ones, patch by patch, at full and at half size; described by a DiscriminatorConfig.
+    """Tells real slices from decoded ones, patch by patch, at two sizes; described by a DiscriminatorConfig.
 
     Called on images (N, size, size, 1) float32 in [-0.5, 0.5] and a guide to each, of the same shape, it returns for
     each size the outputs of its layers. The last output (N, h, w, 1) float32 holds the logits, positive where a patch
     looks real. The guide is the reconstruction by a VQ-VAE that knew no discriminator, so that texture must not only
-    look real but also be in the right place. The detail of the image is given too, enlarged to count from the first step.
+    look real but also be in the right place. The detail of the image is given too, enlarged to count from the start.
     """
 
     def __init__(self, config):
@@ -265,8 +265,8 @@ class Discriminator(keras.Model):
 class Critic(keras.Model):
     """Tells samples from real slices, both decoded; described by a CriticConfig.
 
-    Called on images (N, 128, 128, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32, high for real slices. At the
-    optimum they are the log density ratio of real slices to samples.
+    Called on images (N, 128, 128, 1) float32 in [-0.5, 0.5] it returns logits (N,) float32, high for real slices. At
+    the optimum they are the log density ratio of real slices to samples.
     """
 
     def __init__(self, config):

@@ -22,8 +22,9 @@ def extract_once(path, folder):
     make_folder(folder)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder))  # two processes may extract the same zip
     try:
-        extract(path, staging)
-        staging.rename(target)
+        (staging / "set").mkdir()  # unlike the folder it is in, it can be read by all
+        extract(path, staging / "set")
+        (staging / "set").rename(target)
     except OSError as error:
         if not target.is_dir():  # else another process was first
             raise UserError(f"{target}: cannot be written ({reason(error)}); {FREE_SPACE}") from error

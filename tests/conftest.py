@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 for variable in ("DISPLAY", "OASIS_URL", "TF_CONFIG"):
     os.environ.pop(variable, None)
@@ -134,7 +135,7 @@ def serve(zip_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.cuts, server.requests = zip_path.read_bytes(), 0, []
         server.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
         server.shutdown()
 

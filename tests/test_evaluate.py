@@ -1,5 +1,6 @@
 """Every figure of evaluate.py on sets where the answer is known, and the script as a user runs it."""
 
+import functools
 import json
 import shutil
 
@@ -214,13 +215,22 @@ def test_one_person_says_nothing_of_others():
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer pairs, directions and trees, for the tests of the script, which ask what is measured and not how well."""
+    monkeypatch.setattr(fidelity, "PAIRS", 100)
+    monkeypatch.setattr(fidelity, "DIRECTIONS", 64)
+    classifier = functools.partial(fidelity.HistGradientBoostingClassifier, max_iter=5)
+    monkeypatch.setattr(fidelity, "HistGradientBoostingClassifier", classifier)
+
+
 def evaluation(program, *arguments):
     """What evaluate.py writes to evaluation.json."""
     program.run("evaluate.py", *arguments, "--no-show", "--out", "evaluated")
     return json.loads((program.folder / "evaluated" / "evaluation.json").read_text())
 
 
-def test_models_are_measured_beside_real_slices(trained, program, miniature):
+def test_models_are_measured_beside_real_slices(trained, program, few, miniature):
     arguments = ("--data", miniature, "--samples", 20, "--preset", "faithful")
     results = evaluation(program, *arguments)
     assert results["sizes"] == {"reference": 48, "generated": 20, "held out": 16, "reconstructed": 16}
@@ -235,7 +245,7 @@ def test_models_are_measured_beside_real_slices(trained, program, miniature):
     assert evaluation(program, *arguments) == results
 
 
-def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, program, miniature):
+def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, program, few, miniature):
     results = evaluation(program, "--data", miniature, "--samples", 20, "--temperature", 0.7, 1, "--candidates", 2)
     assert results["candidates"] == {"faithful": 1, "sharp": 2}
     generated = [f"{preset} generated at {t}" for preset in ("faithful", "sharp") for t in (0.7, 1)]
@@ -250,7 +260,7 @@ def test_both_presets_and_several_temperatures_are_one_table(trained, sharp, pro
 
 
 def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(
-    trained, sharp, program, miniature, tmp_path
+    trained, sharp, program, few, miniature, tmp_path
 ):
     top = tmp_path / miniature.name
     top.mkdir()
@@ -269,7 +279,7 @@ def test_tuning_measures_by_held_out_cases_and_leaves_the_test_split_unread(
     assert "too few" in program.fails("evaluate.py", "--data", top, "--tune", "--no-show", "--out", tmp_path / "out")
 
 
-def test_folders_of_images_are_measured(program, tmp_path):
+def test_folders_of_images_are_measured(program, few, tmp_path):
     real, fake = tmp_path / "real", tmp_path / "fake"
     real.mkdir(), fake.mkdir()
     for case in range(60):
@@ -288,7 +298,7 @@ def test_folders_of_images_are_measured(program, tmp_path):
     assert results["real"] == str(real) and "tune" not in results
 
 
-def test_what_cannot_be_measured_is_refused_in_one_line(trained, sharp, program, miniature, tmp_path):
+def test_what_cannot_be_measured_is_refused_in_one_line(trained, sharp, program, few, miniature, tmp_path):
     program.fails("evaluate.py", "--real", tmp_path, status=2)
     program.fails("evaluate.py", "--real", tmp_path, "--fake", tmp_path, "--tune", status=2)
     program.fails("evaluate.py", "--samples", "0", status=2)
