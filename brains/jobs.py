@@ -125,6 +125,7 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             checkpoints = weights.checkpoint_folder(models)
             scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
             cli.make_folder(scratch)
+            stack.callback(_remove_if_empty, scratch)
             slices = _open_slices(strategy, scratch, data, url)
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
@@ -151,6 +152,11 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             raise
         message = re.sub(r"{{.*?}}", "", error.message).strip().splitlines()[0]
         raise UserError(f"the workers no longer reach each other ({message:.200}); start all with --resume") from error
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _open_slices(strategy, scratch, data, url):

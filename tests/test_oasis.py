@@ -66,6 +66,7 @@ def test_shipped_prior_knows_codes_of_unseen_people(slices):
     assert bits == pytest.approx(best, rel=0.15)
 
 
+@pytest.mark.long
 def test_level_of_sharp_slices_is_read_about_as_well_as_that_of_real_ones(slices, training_slices):
     real, held_out = (slice_set(some.images, some.names, owners(some.names)[1]) for some in (training_slices, slices))
     if not SHARP.exists():

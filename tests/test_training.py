@@ -75,6 +75,7 @@ def test_interrupted_training_ends_as_one_never_interrupted(trained, program, mi
     assert_same_set(tmp_path / "models", trained)
 
 
+@pytest.mark.long
 def test_sharp_training_that_was_interrupted_ends_the_same(sharp, program, tmp_path, small):
     expected, call = sharp
     with pytest.MonkeyPatch.context() as patch:
