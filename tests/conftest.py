@@ -21,8 +21,6 @@ from PIL import Image
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-for variable in ("DISPLAY", "OASIS_URL", "TF_CONFIG"):
-    os.environ.pop(variable, None)
 os.environ["NO_PROXY"] = "127.0.0.1"
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +33,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: kills, workers and resumptions; run with -m 'long or not long'")
     config.option.markexpr = config.option.markexpr or "not long"
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")  # of the packages that this is built on
+    for variable in ("DISPLAY", "OASIS_URL", "TF_CONFIG"):  # not at import, which worker processes do too
+        os.environ.pop(variable, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 
 
