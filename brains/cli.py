@@ -144,9 +144,16 @@ def _number(kind, low, high, meaning):
     return parse
 
 
-positive = _number(int, 0, math.inf, "a whole number of at least 1")
-natural = _number(int, -1, math.inf, "a whole number of at least 0")
-seed = _number(int, -1, 2**32, "a whole number from 0 to 4294967295")
+def _digits(text):
+    """Return the whole number that a text of digits names; `int` alone would also read 1_000 and +5."""
+    if not text.strip().isdecimal():
+        raise ValueError
+    return int(text)
+
+
+positive = _number(_digits, 0, math.inf, "a whole number of at least 1")
+natural = _number(_digits, -1, math.inf, "a whole number of at least 0")
+seed = _number(_digits, -1, 2**32, "a whole number from 0 to 4294967295")
 temperature = _number(float, 0, math.inf, "a number above 0")
 share = _number(float, 0, 1, "a number between 0 and 1")
 
