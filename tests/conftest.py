@@ -271,6 +271,17 @@ def shrink(patch, **changes):
     patch.setitem(config.PRESETS, "sharp", replace(sharp, **networks | changes))
 
 
+@pytest.fixture(scope="module")
+def vqvae():
+    """A VQVAE whose codebook lies among its latents, so that many codes are in use."""
+    from builders import make_vqvae
+
+    model = make_vqvae()
+    latents = np.asarray(model.encoder(brains()))
+    model.quantizer.codebook.assign(latents.reshape(-1, 16)[::4][:128])
+    return model
+
+
 TRAINING = (
     *("--vqvae-epochs", 3),
     *("--pixelcnn-epochs", 3),

@@ -13,15 +13,6 @@ from brains.sharp import Discriminator
 from brains.backend import tf
 
 
-@pytest.fixture(scope="module")
-def vqvae():
-    """A VQVAE whose codebook lies among its latents, so that many codes are in use."""
-    model = make_vqvae()
-    latents = np.asarray(model.encoder(brains()))
-    model.quantizer.codebook.assign(latents.reshape(-1, 16)[::4][:128])
-    return model
-
-
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 

@@ -18,15 +18,6 @@ from brains.cli import UserError
 from brains.sharp import Critic
 
 
-@pytest.fixture(scope="module")
-def vqvae():
-    """A VQVAE whose codebook lies among its latents, so that many codes are in use."""
-    model = make_vqvae()
-    latents = np.asarray(model.encoder(brains()))
-    model.quantizer.codebook.assign(latents.reshape(-1, 16)[::4][:128])
-    return model
-
-
 def make_set(folder, vqvae, **changes):
     """Write a set of weights whose PixelCNN has changes of its configuration; returns that PixelCNN."""
     pixelcnn = make_pixelcnn(**changes)
