@@ -11,6 +11,7 @@ nearest_distances.png; with several temperatures also temperatures.png, the curv
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -52,21 +53,29 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from brains import contenders, plots
+from brains import contenders, devices, plots
 from brains.judge import Judge
 from brains.names import hold_out
 
 
 def measure(judge, sets, repeated, seed):
-    """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}."""
-    figures, found = {}, {}
-    for name, slices in tqdm(sets.items(), desc="measuring", unit="set", leave=False, disable=None):
-        remembered, found[name] = judge.memory(slices)
-        figures[name] = judge.likeness(slices, judge.real) | judge.misreading(slices) | remembered
-        figures[name] |= repeated.get(name, {})
+    """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}.
+
+    `repeated` are functions by column that give the Figures of repeated grids from the nearest real slices.
+    """
+    found = {}
     half = np.isin(judge.real.groups, hold_out(judge.real.groups, 0.5, seed))
+    compared = {name: (slices, judge.real) for name, slices in sets.items()}
     if min(half.sum(), (~half).sum()) >= judge.count:
-        figures["training halves"] = judge.likeness(judge.real.take(half), judge.real.take(~half))
+        compared["training halves"] = (judge.real.take(half), judge.real.take(~half))
+    progress = functools.partial(tqdm, desc="measuring", unit="set", leave=False, disable=None)
+    likeness = devices.on_all_cores(lambda pair, stop: judge.likeness(*pair), compared.values(), progress)
+    figures = dict(zip(compared, likeness))
+    for name, slices in sets.items():
+        remembered, found[name] = judge.memory(slices)
+        figures[name] |= judge.misreading(slices) | remembered
+        if name in repeated:
+            figures[name] |= repeated[name](found[name])
     return figures, found
 
 

@@ -48,7 +48,8 @@ def read_folders(real_folder, fake_folder, seed):
 Models = namedtuple("Models", "folder content critic training test unseen")
 
 # What a set of models makes at `temperatures`, each slice chosen from so many `candidates`, by column of the table: the
-# SliceSets `generated` and `reconstructed`, and the Figures of repeated grids; `prior` are those of the codes.
+# SliceSets `generated` and `reconstructed`, and functions that give the Figures of `repeats` from what `memory.nearest`
+# found; `prior` are the Figures of the codes.
 Made = namedtuple("Made", "temperatures candidates generated reconstructed repeats prior")
 
 
@@ -99,19 +100,27 @@ def make(models, samples, temperatures, seed):
     vqvae, prior = weights.load_models(models.folder)
     training, test, unseen = models.training, models.test, models.unseen
     held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
-    codes, held_out_codes = (Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out))
-    if prior.levels and max(codes.levels.max(), held_out_codes.levels.max()) >= prior.levels:
+    codes_of_training, held_out_codes = (Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out))
+    if prior.levels and max(codes_of_training.levels.max(), held_out_codes.levels.max()) >= prior.levels:
         raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
-    sets = {"training": codes.take(~unseen)} | ({"validation": codes.take(unseen)} if unseen.any() else {})
+    sets = {"training": codes_of_training.take(~unseen)}
+    if unseen.any():
+        sets["validation"] = codes_of_training.take(unseen)
     if test:
         sets["test"] = held_out_codes
-    encoded = [codes.grids]
-    if models.content["data"].get("mirrored"):  # the prior has seen mirror images too
-        encoded.append(vqvae.encode(training.images[:, ::-1]))
-    known = np.concatenate([grids if test else grids[~unseen] for grids in encoded])
+    reference = np.arange(len(unseen)) if test else np.flatnonzero(~unseen)
+
+    def repeated(codes, found):
+        known = codes_of_training.grids[reference]
+        if models.content["data"].get("mirrored"):  # the prior has seen mirror images too; the nearest are compared
+            _, index, mirrored = found
+            nearest = training.images[reference[np.unique(index[mirrored])]]
+            known = np.concatenate([known, vqvae.encode(nearest[:, ::-1])])
+        return repeats(codes, known)
+
     decoded = vqvae.decode(held_out_codes.grids)
     reconstructed = {"reconstructed": slice_set(decoded, held_out.names, held_out_codes.levels)}
-    repeated = {"reconstructed": repeats(held_out_codes, known)}
+    repeats_of = {"reconstructed": functools.partial(repeated, held_out_codes)}
     progress = functools.partial(tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None)
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
     generated, temperatures = {}, list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
@@ -120,8 +129,9 @@ def make(models, samples, temperatures, seed):
         grids = sampling.sample_best(vqvae, prior, *models.critic, samples, seed, temperature, progress=progress)
         sets[column] = Codes(grids, np.array(names), levels)
         generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
-        repeated[column] = repeats(sets[column], known)
-    return Made(temperatures, models.critic[1], generated, reconstructed, repeated, judge_prior(prior, sets))
+        repeats_of[column] = functools.partial(repeated, sets[column])
+    costs = judge_prior(prior, sets, samples)
+    return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, costs)
 
 
 def number_compared(sets, samples, where):

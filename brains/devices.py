@@ -5,9 +5,12 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from brains.backend import tf
 from brains.cli import UserError, note
@@ -45,6 +48,23 @@ def _join(resolver):
 def cores():
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def on_all_cores(function, items, progress=iter):
+    """Return the list of what `function(item, stop)` gives for each item, one item on each core at a time.
+
+    Within a core nothing is split further. That is quicker where much of the work is no matrix product. `stop` is an
+    Event, which is set if the function should give up, as after a Ctrl-C. `progress` wraps the items, as tqdm does.
+    """
+    stop = threading.Event()
+    alone = functools.partial(threadpool_limits, 1, "openmp")  # OpenMP counts for each thread, BLAS for the process
+    with ThreadPoolExecutor(cores(), initializer=alone) as pool, threadpool_limits(1, "blas"):
+        running = [pool.submit(function, item, stop) for item in items]
+        try:
+            return [each.result() for each in progress(running)]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def describe():

@@ -8,8 +8,6 @@ from brains.backend import tf
 from brains.memory import nearer_than_held_out, nearest, ssim_of_nearest
 from brains.statistics import Figure, mean, share
 
-MEASURED = 2176  # slices of a set whose codes the prior is asked about: of many more the answer is the same
-
 
 class Judge:
     """Measures sets of slices against real ones, which the models may know, and held-out ones, which they may not.
@@ -60,11 +58,11 @@ class Judge:
         }, found
 
 
-def judge_prior(pixelcnn, sets):
+def judge_prior(pixelcnn, sets, count):
     """Return what each set of Codes {name: Codes} costs, and how many codes it uses, {name: {row: Figure}}.
 
     The histogram is that of the training codes in each cell, which is what is known without context. One code, spread
-    as the codes of all cells are, is added to each cell. Of a set with more than MEASURED slices so many are measured.
+    as the codes of all cells are, is added to each cell. The costs are those of `count` slices of each set.
     """
     number = pixelcnn.num_embeddings
     counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)])  # (K, h, w)
@@ -79,7 +77,7 @@ def judge_prior(pixelcnn, sets):
     results = {}
     for name, (codes, groups, levels) in sets.items():
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
-        chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:MEASURED])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:count])
         codes, groups, levels = codes[chosen], groups[chosen], levels[chosen]
         cost = modules.in_batches(lambda chosen: bits(codes[chosen], levels[chosen]), np.arange(len(codes)))
         cost = cost.mean(axis=(1, 2))

@@ -5,12 +5,8 @@ At each step only the activations at the new position are computed; what they ad
 NumPy, because at one position of a few grids calling TensorFlow would cost more than the arithmetic.
 """
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from scipy.sparse import csr_array
-from threadpoolctl import threadpool_limits
 
 from brains import devices
 from brains.backend import tf
@@ -18,7 +14,7 @@ from brains.sharp import GatedPixelCNN
 from keras import ops  # isort: skip
 
 FEWEST, MOST = 32, 128  # grids in a batch: what is worth a core of its own, and what fits its cache
-JUDGED = 8  # slices decoded and judged at a time on a core: few, so that they fit its cache
+JUDGED = 16  # slices decoded and judged at a time on a core: few, so that they fit its cache
 
 
 def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
@@ -35,23 +31,12 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     def draw(chosen, stop):
         return _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature, stop)
 
-    return _on_all_cores(draw, num, size, progress)
+    return np.concatenate(devices.on_all_cores(draw, _batches(num, size), progress))
 
 
-def _on_all_cores(function, num, size, progress=iter):
-    """Return the NumPy array of `function`, applied to slices of 0..num-1 of so many items, one on each core at a time.
-
-    Within a core nothing is split further. That is quicker, because much of the work is no matrix product. The function
-    also gets an Event, which is set if it should stop, as after a Ctrl-C.
-    """
-    batches, stop = [slice(start, start + size) for start in range(0, max(1, num), size)], threading.Event()
-    with ThreadPoolExecutor(devices.cores()) as pool, threadpool_limits(1, "blas"):
-        running = [pool.submit(function, each, stop) for each in batches]
-        try:
-            return np.concatenate([each.result() for each in progress(running)])
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+def _batches(num, size):
+    """Return slices that cover 0..num-1, each of `size` items; one empty slice if there are none."""
+    return [slice(start, start + size) for start in range(0, max(1, num), size)]
 
 
 def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0, levels=None, progress=iter):
@@ -68,8 +53,8 @@ def sample_best(vqvae, pixelcnn, critic, candidates, num, seed, temperature=1.0,
         input_signature=[tf.TensorSpec((None, *pixelcnn.grid), "int32")],
     )
     size = MOST if tf.config.list_physical_devices("GPU") else JUDGED
-    logits = _on_all_cores(lambda chosen, stop: np.asarray(judge(drawn[chosen])), len(drawn), size)
-    best = logits.reshape(num, candidates).argmax(axis=1)
+    logits = devices.on_all_cores(lambda chosen, stop: np.asarray(judge(drawn[chosen])), _batches(len(drawn), size))
+    best = np.concatenate(logits).reshape(num, candidates).argmax(axis=1)
     return drawn.reshape(num, candidates, *pixelcnn.grid)[np.arange(num), best]
 
 

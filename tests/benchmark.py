@@ -105,7 +105,7 @@ def vqvae_operations(vqvae):
 
 def pixelcnn_operations(pixelcnn):
     """Additions and multiplications of a forward pass for one code: in the first layer, additions of looked-up rows."""
-    inner = [layer for block in pixelcnn.blocks for layer in (block.reduce, block.masked, block.expand)]
+    inner = [layer for block in pixelcnn.blocks for layer in (block.enter, block.masked, block.leave)]
     products = sum(
         2 * np.prod(layer.kernel.shape) * np.mean(getattr(layer, "mask", 1))
         for layer in (*inner, *pixelcnn.masked, pixelcnn.head)

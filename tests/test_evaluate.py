@@ -187,7 +187,7 @@ def test_prior_of_known_probabilities_costs_what_it_must():
     own = np.arange(4000)
     test = memory.Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
     sets = {"training": memory.Codes(training, own, np.zeros(4000, np.int32)), "test": test}
-    results = judge_prior(pixelcnn, sets)
+    results = judge_prior(pixelcnn, sets, 64)
     assert results["training"]["bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["histogram, bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["perplexity"].value == pytest.approx(2**1.75, abs=0.1)
