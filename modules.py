@@ -69,8 +69,11 @@ class VectorQuantizer(layers.Layer):
         return ops.take(self.codebook, codes, axis=0)
 
 
-def build_encoder(config):
-    """Return the network from slices (128, 128, 1) to latents (8, 8, 16); sizes by a VQVAEConfig."""
+def build_encoder(config, blocks=()):
+    """Return the network from slices (128, 128, 1) to latents (8, 8, 16); sizes by a VQVAEConfig.
+
+    The sharp VQ-VAE has further `blocks` of layers where the grid has its last size.
+    """
     return keras.Sequential(
         [
             keras.Input((config.size, config.size, 1)),
@@ -79,6 +82,7 @@ def build_encoder(config):
                 for i, filters in enumerate(config.filters)
             ],
             SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"),
+            *blocks,
             SafeConv2D(config.latent_dim, 1, name="latents"),
         ],
         name="encoder",
@@ -160,6 +164,26 @@ def in_batches(function, array):
     """Return the NumPy array of `function` applied to `array` in batches."""
     starts = range(0, max(1, len(array)), BATCH)  # an empty array is one empty batch
     return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in starts])
+
+
+def vqvae_loss(vqvae, variance, images, ssim_weight=0.0):
+    """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
+
+    The squared error is divided by the variance, so that 1 is the error of always giving the mean pixel. The sharp
+    preset adds `ssim_weight` x (1 - SSIM). Figures are averaged over an epoch; what is named counts is summed.
+    """
+    reconstructions, codes, quantizer_loss = vqvae(images, training=True)
+    reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+    loss = reconstruction_loss + quantizer_loss
+    if ssim_weight:
+        loss += ssim_weight * (1 - ops.mean(ssim_tensor(images, reconstructions)))
+    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+    return loss, figures | {"code_counts": code_counts(codes, vqvae.config.num_embeddings)}
+
+
+def code_counts(codes, num_embeddings):
+    """Return how often each code (K,) occurs in codes (N, h, w), as a tensor."""
+    return ops.sum(ops.one_hot(codes, num_embeddings), axis=(0, 1, 2))
 
 
 def code_usage(counts):
@@ -256,6 +280,14 @@ class PixelCNN(keras.Model):
 def cross_entropy(codes, logits):
     """Return the nats (...) float32 that codes (...) cost under logits (..., K). Divide by log 2 for bits."""
     return keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True)
+
+
+def prior_loss(pixelcnn, codes, levels=None, training=True):
+    """Return the loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
+    logits = pixelcnn(codes, levels, training=training)
+    loss = ops.mean(cross_entropy(codes, logits))
+    accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
+    return loss, {"loss": loss, "accuracy": accuracy}
 
 
 def categorical(logits, temperature=1.0):

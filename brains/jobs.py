@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,12 +20,11 @@ from brains.backend import keras, tf
 from brains.cli import UserError, note
 from brains.names import hold_out, owners
 
-NAMES = {"vqvae": "VQ-VAE", "adversarial": "adversarial", "pixelcnn": "PixelCNN", "critic": "critic"}  # of the stages
-NETWORK_OF = {  # the field of a preset with the network that a stage trains
-    "vqvae": "vqvae_network",
-    "adversarial": "discriminator_network",
-    "pixelcnn": "prior_network",
-    "critic": "critic_network",
+STAGES = {  # the name of each, and the field of a preset with the network that it trains
+    "vqvae": ("VQ-VAE", "vqvae_network"),
+    "adversarial": ("adversarial", "discriminator_network"),
+    "pixelcnn": ("PixelCNN", "prior_network"),
+    "critic": ("critic", "critic_network"),
 }
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
 
@@ -50,59 +50,47 @@ class Job:
     checkpoints: Path  # shared by all workers
     scratch: Path  # this worker's own
 
-    def seen_and_unseen(self):
-        """Return the indices of the slices to learn from, and of the held-out ones."""
-        return np.flatnonzero(~self.held_out), np.flatnonzero(self.held_out)
+    @functools.cached_property
+    def seen(self):
+        """The indices of the slices to learn from."""
+        return np.flatnonzero(~self.held_out)
 
-    def moments(self, chosen):
-        """Return the mean image (128, 128, 1) and the variance of the chosen slices (N,) bool.
+    @functools.cached_property
+    def unseen(self):
+        """The indices of the held-out slices."""
+        return np.flatnonzero(self.held_out)
 
-        Raises UserError if the slices are almost constant.
+    def training(self, preset, stage, model, optimizer, *, monitor=None, others=(), follows=(), may_change=()):
+        """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one.
+
+        A resumed stage must have the settings of the interrupted one, but for those that `may_change`. If the variables
+        that it `follows` have changed, it starts afresh. For the rest see `loop.Training`.
         """
-        mean, variance = stream.moments(self.images, np.flatnonzero(chosen))
-        if variance < 1e-6:
-            raise UserError("the training slices are almost constant; nothing can be learned from them")
-        return mean, variance
-
-    def settings_of(self, preset, stage, ignore=()):
-        """Return what a resumed stage must have in common with the interrupted one, but for the names to `ignore`."""
+        name, network = STAGES[stage]
         content = dataclasses.asdict(preset)
-        settings = {name: value for name, value in content.items() if not isinstance(value, dict)}
-        settings |= content[NETWORK_OF[stage]] | content[stage] | {"validation_share": self.validation_share}
-        return {name: value for name, value in settings.items() if name not in ignore}
-
-    def training(self, stage, model, optimizer, settings, monitor=None, others=()):
-        """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one."""
-        shared = {
-            "preset": self.preset,
-            "digest": self.digest_of_slices,
-            "seed": self.seed,
-            "precision": self.precision,
-        }
-        settings = json.loads(json.dumps(shared | settings))  # as a checkpoint gives them back
-        path = self.checkpoints / f"{stage}.npz"
-        training = loop.Training(NAMES[stage], model, optimizer, path, settings, monitor, others)
+        settings = {"preset": self.preset, "digest": self.digest_of_slices, "seed": self.seed}
+        settings |= {"precision": self.precision, "validation_share": self.validation_share}
+        settings |= {key: value for key, value in content.items() if not isinstance(value, dict)}
+        settings |= content[network] | content[stage]
+        settings = {key: value for key, value in settings.items() if key not in may_change}
+        if follows:
+            content = b"".join(np.asarray(variable).tobytes() for variable in follows)
+            settings["follows"] = hashlib.sha256(content).hexdigest()
+        settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
+        details = {"monitor": monitor, "others": others, "schedule": getattr(preset, stage), "seed": self.seed}
+        training = loop.Training(name, model, optimizer, self.checkpoints / f"{stage}.npz", settings, **details)
         if self.resume:
             training.restore()
         return training
 
-    def note_few_steps(self, training, schedule, count):
+    def note_few_steps(self, training, count):
         """Tell the user if a VQ-VAE will have few training steps on `count` slices."""
-        steps = schedule.epochs * -(-count // schedule.batch_size)
+        steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
         if steps < FEW_STEPS and not training.history and devices.writes():
             note(
                 f"note: {count:,} slices make {steps} training steps of the VQ-VAE, and fewer than {FEW_STEPS} teach "
                 "little; lower --vqvae-batch-size and raise --vqvae-epochs"
             )
-
-    @staticmethod
-    def digest(*variables):
-        """Return the sha256 of variables."""
-        return hashlib.sha256(b"".join(np.asarray(variable).tobytes() for variable in variables)).hexdigest()
-
-    def digest_of_codes(self, vqvae):
-        """Return the sha256 of what decides the codes of a VQVAE."""
-        return self.digest(*vqvae.encoder.weights, vqvae.quantizer.codebook)
 
 
 @contextlib.contextmanager

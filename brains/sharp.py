@@ -9,7 +9,7 @@ import numpy as np
 
 from brains.backend import keras, tf
 from brains.layers import SafeConv2D, SafeConv2DTranspose, detail
-from modules import VQVAE, VectorQuantizer
+from modules import VQVAE, VectorQuantizer, build_encoder
 from keras import layers, ops  # isort: skip
 
 REVIVE = 0.1  # of the usual number of latents: a codebook vector that stands for fewer is replaced
@@ -45,13 +45,9 @@ class MovingAverageQuantizer(VectorQuantizer):
     def _follow(self, latents, codes):
         """Move the codebook towards latents (M, D) whose nearest codes are (M,)."""
         replicas = tf.distribute.get_replica_context()
-        counts, sums = replicas.all_reduce(
-            "sum",
-            [
-                ops.segment_sum(ops.ones_like(latents[:, 0]), codes, self.num_embeddings),
-                ops.segment_sum(latents, codes, self.num_embeddings),
-            ],
-        )
+        values = [ops.ones_like(latents[:, 0]), latents]
+        sums_by_code = [ops.segment_sum(each, codes, self.num_embeddings) for each in values]
+        counts, sums = replicas.all_reduce("sum", sums_by_code)
         total = ops.sum(counts)
         usual = total / self.num_embeddings
         counts = self.decay * self.counts + (1 - self.decay) * counts
@@ -91,21 +87,9 @@ class Residual(layers.Layer):
         return inputs + self.narrow(self.wide(ops.relu(inputs)))
 
 
-def build_encoder(config):
-    """Return the network from slices (128, 128, 1) to latents (16, 16, 32); sizes by a SharpVQVAEConfig."""
-    return keras.Sequential(
-        [
-            keras.Input((config.size, config.size, 1)),
-            *[
-                SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}")
-                for i, filters in enumerate(config.filters)
-            ],
-            SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"),
-            *[Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)],
-            SafeConv2D(config.latent_dim, 1, name="latents"),
-        ],
-        name="encoder",
-    )
+def residual_blocks(config):
+    """Make the Residuals at the size of the codes, one by one as a network takes them."""
+    return (Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks))
 
 
 def build_decoder(config):
@@ -120,7 +104,7 @@ def build_decoder(config):
         [
             keras.Input((grid, grid, config.latent_dim)),
             SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"),
-            *[Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)],
+            *residual_blocks(config),
             *upward,
             SafeConv2DTranspose(1, 3, name="image"),
         ],
@@ -129,8 +113,8 @@ def build_decoder(config):
 
 
 def build_vqvae(config):
-    """Return the VQVAE that a SharpVQVAEConfig describes."""
-    encoder = build_encoder(config)
+    """Return the VQVAE that a SharpVQVAEConfig describes; its latents are (16, 16, 32)."""
+    encoder = build_encoder(config, residual_blocks(config))
     quantizer = MovingAverageQuantizer(
         config.num_embeddings, config.latent_dim, config.commitment_cost, config.codebook_decay, name="quantizer"
     )
@@ -233,9 +217,8 @@ class Discriminator(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(
-            name="discriminator", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
+        # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="discriminator", dtype="float32")
         filters = config.filters
         self.scales = [
             [
@@ -270,9 +253,8 @@ class Critic(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(
-            name="critic", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
+        # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="critic", dtype="float32")
         self.config = config
         last = config.filters[-1]
         self.features = [

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import modules
 from brains import config, sharp
+from brains.backend import keras
 from brains.cli import FREE_SPACE, UsageError, UserError, reason, short
 from dataset import load_image, save_image
 
@@ -106,6 +107,22 @@ def build(network):
 def describe(model):
     """Return the dict from which `build` makes a network like `model`."""
     return {"class": type(model.config).__name__.removesuffix("Config"), **asdict(model.config)}
+
+
+def copy_of(vqvae):
+    """Return another VQVAE with the same weights, built by the dtype policy in force."""
+    copy = build(describe(vqvae))
+    copy.set_weights(vqvae.get_weights())
+    return copy
+
+
+def as_used(vqvae):
+    """Return a copy of a VQVAE in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    copy = copy_of(vqvae)
+    keras.config.set_dtype_policy(policy)
+    return copy
 
 
 def _load(folder, part, content, remedy=REMEDY):

@@ -5,9 +5,9 @@ import pytest
 
 import dataset
 from brains import config, stream
-from brains.augment import Draws, flip_half, move_half
 from brains.backend import tf
 from brains.cli import UserError
+from brains.stream import Draws, flip_half, move_half
 
 
 @pytest.mark.parametrize("cache", [config.CACHE, 0], ids=["memory", "file"])
