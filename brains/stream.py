@@ -8,7 +8,7 @@ import numpy as np
 import dataset
 from brains import config
 from brains.backend import tf
-from brains.cli import UserError, reason
+from brains.cli import UserError, writing
 from modules import BATCH
 
 
@@ -44,13 +44,9 @@ class Store:
             self.kept[chosen] = items
 
     def _write(self, content, place, mode):
-        try:
-            with open(self.path, mode) as file:
-                file.seek(place)
-                file.write(content)
-        except OSError as error:
-            message = f"{self.path}: cannot be written ({reason(error)}); free some space and run again"
-            raise UserError(message) from error
+        with writing(self.path), open(self.path, mode) as file:
+            file.seek(place)
+            file.write(content)
 
 
 def store_of_images(count, path, limit=None):

@@ -14,7 +14,7 @@ from pathlib import Path
 import modules
 from brains import config, sharp
 from brains.backend import keras
-from brains.cli import FREE_SPACE, UsageError, UserError, reason, short
+from brains.cli import UsageError, UserError, short, writing
 from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
@@ -148,7 +148,7 @@ def save_set(folder, models, content, mean_image):
     of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image.
     """
     staging = make_staging(folder)
-    try:
+    with writing(short(folder)):
         for part, model in models.items():
             path = staging / weights_file(part)
             model.save_weights(path)
@@ -158,8 +158,6 @@ def save_set(folder, models, content, mean_image):
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
-    except OSError as error:
-        raise UserError(f"{short(folder)}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
 
 
 def make_staging(folder):
@@ -171,11 +169,9 @@ def make_staging(folder):
     if strangers:
         raise UserError(f"{folder}: would be replaced, but holds other files ({strangers[0]}); name another --models")
     staging = _beside(folder, "tmp")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    with writing(staging, "name another folder with --models"):
         staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{staging}: cannot be written ({reason(error)}); name another folder with --models") from error
     return staging
 
 
