@@ -152,7 +152,9 @@ def read_grey(content, where):
             return np.asarray(image, np.float32)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            return _stretch(np.asarray(image, np.float32))
+            grey = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+            low, high = grey.min(), grey.max()
+            return (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -163,12 +165,6 @@ def read_grey(content, where):
         raise
     except Exception as error:  # Pillow's plugins raise almost anything for a broken file
         raise UserError(f"{where}: a broken image ({error}); get a sound copy") from error
-
-
-def _stretch(grey):
-    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = grey.min(), grey.max()
-    return (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
 
 
 def load_image(path):

@@ -17,9 +17,8 @@ import functools
 
 import numpy as np
 
-from brains.backend import keras, tf
+from brains.backend import keras, layers, ops, tf
 from brains.layers import OneHotConv2D, SafeConv2D, SafeConv2DTranspose
-from keras import layers, ops  # isort: skip
 
 BATCH = 16  # images or grids that go through a network at a time: few, so that they fit a processor's cache
 

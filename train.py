@@ -85,10 +85,7 @@ def train_vqvae(job, preset, variance):
     def read(chosen, draws):  # a batch of indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen]]
 
-    def loss(images):
-        return modules.vqvae_loss(vqvae, variance, images)
-
-    gradients = loop.gradients_of(training, loss)
+    gradients = loop.gradients_of(training, functools.partial(modules.vqvae_loss, vqvae, variance))
     return loop.fit(training, gradients, read, len(job.images), reports.with_code_usage, reports.vqvae_line)
 
 
@@ -104,14 +101,9 @@ def train_pixelcnn(job, preset, vqvae, codes):
     def read(chosen, draws):
         return [codes[job.seen[chosen]]]
 
-    def read_unseen(part):
-        return [codes[job.unseen[part]]]
-
-    def loss(grids):
-        return modules.prior_loss(pixelcnn, grids)
-
+    loss = functools.partial(modules.prior_loss, pixelcnn)
     gradients = loop.gradients_of(training, loss)
-    figures_of = loop.validator(loss, read_unseen, len(job.unseen))
+    figures_of = loop.validator(loss, lambda part: [codes[job.unseen[part]]], len(job.unseen))
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
 

@@ -103,11 +103,6 @@ class CriticConfig:
     dropout: float = 0.3
 
 
-def from_json(config_class, values):
-    """Return the frozen dataclass that a dict read from JSON describes. Raises TypeError where a field is unknown."""
-    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
 @dataclass(frozen=True)
 class Schedule:
     """How long a stage is trained, on how many items a step, and Adam's learning rate."""

@@ -110,7 +110,7 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
                 weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
             else:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-            checkpoints = weights.checkpoint_folder(models)
+            checkpoints = Path(os.path.abspath(models) + ".checkpoint")
             scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
             cli.make_folder(scratch)
             stack.callback(_remove_if_empty, scratch)

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from brains.backend import tf
-from keras import layers, ops  # isort: skip
+from brains.backend import layers, ops, tf
 
 
 class _Float32BiasGradient:

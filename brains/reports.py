@@ -52,18 +52,16 @@ def vqvae_line(figures):
 
 def prior_line(figures, num_embeddings):
     """Say the figures of a prior over so many codes."""
-    said = [
-        f"{side}: loss {(nats := figures[prefix + 'loss']):.4f} ({nats / math.log(2):.3f} bits a code), "
-        f"accuracy {figures[prefix + 'accuracy']:.3f}; "
-        for side, prefix in SIDES
-    ]
-    return f"{''.join(said)}a uniform guess: {math.log2(num_embeddings):g} bits"
+    line = ""
+    for side, prefix in SIDES:
+        nats, accuracy = figures[prefix + "loss"], figures[prefix + "accuracy"]
+        line += f"{side}: loss {nats:.4f} ({nats / math.log(2):.3f} bits a code), accuracy {accuracy:.3f}; "
+    return f"{line}a uniform guess: {math.log2(num_embeddings):g} bits"
 
 
 def critic_line(figures):
     """Say the figures of a critic."""
-    said = [
-        f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart; "
-        for side, prefix in SIDES
-    ]
-    return f"{''.join(said)}a guess: {math.log(2):.4f}, 50%"
+    line = ""
+    for side, prefix in SIDES:
+        line += f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart; "
+    return f"{line}a guess: {math.log(2):.4f}, 50%"

@@ -7,10 +7,9 @@ Zeghidour et al. 2021, SoundStream, arXiv 2107.03312 (revival of unused codes)
 
 import numpy as np
 
-from brains.backend import keras, tf
+from brains.backend import keras, layers, ops, tf
 from brains.layers import SafeConv2D, SafeConv2DTranspose, detail
 from modules import VQVAE, VectorQuantizer, build_encoder
-from keras import layers, ops  # isort: skip
 
 REVIVE = 0.1  # of the usual number of latents: a codebook vector that stands for fewer is replaced
 

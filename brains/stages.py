@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 import modules
 from brains import devices, loop, reports, sampling, sharp, stream
-from brains.backend import keras, tf
+from brains.backend import keras, ops, tf
 from brains.cli import UserError
 from brains.stream import flip_half, move_half
 from brains.weights import as_used, copy_of
-from keras import ops  # isort: skip
 
 DRAWN = 10_000  # samples that the critic learns from, at most
 
@@ -64,9 +63,7 @@ def train_vqvae(job, preset, mean, variance):
     training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(job.seen)))
     job.note_few_steps(training, len(job.seen))
 
-    def loss(images):
-        return modules.vqvae_loss(vqvae, variance, images, preset.ssim_weight)
-
+    loss = functools.partial(modules.vqvae_loss, vqvae, variance, ssim_weight=preset.ssim_weight)
     return _fit_vqvae(job, training, loop.gradients_of(training, loss), used)
 
 
@@ -194,13 +191,11 @@ def train_prior(job, preset, vqvae, codes):
     def loss(images, levels):
         return modules.prior_loss(pixelcnn, vqvae.quantizer.nearest(vqvae.encoder(images)), levels)
 
-    def validation_loss(*batch):
-        return modules.prior_loss(pixelcnn, *batch, training=False)
-
     def read_unseen(part):
         return codes[job.unseen[part]], job.levels[job.unseen[part]]
 
     gradients = loop.gradients_of(training, loss)
+    validation_loss = functools.partial(modules.prior_loss, pixelcnn, training=False)
     figures_of = loop.validator(validation_loss, read_unseen, len(job.unseen))
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
@@ -244,13 +239,11 @@ def train_critic(job, preset, vqvae, pixelcnn, codes):
     def loss(images, samples):
         return critic_loss(critic, vqvae, vqvae.quantizer.nearest(vqvae.encoder(images)), samples)
 
-    def validation_loss(*batch):
-        return critic_loss(critic, vqvae, *batch, training=False)
-
     def read_unseen(part):
         return codes[unseen[part]], sampled_unseen[part]
 
     gradients = loop.gradients_of(training, loss)
+    validation_loss = functools.partial(critic_loss, critic, vqvae, training=False)
     figures_of = loop.validator(validation_loss, read_unseen, len(unseen))
     return loop.fit(training, gradients, read, len(seen), figures_of, reports.critic_line)
 

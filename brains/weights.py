@@ -6,7 +6,6 @@ every file of weights, and which networks were trained on which, so that files o
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -101,7 +100,8 @@ def load_temperature(folder):
 def build(network):
     """Return the network that {"class": name, ...} describes. Raises KeyError or TypeError if it describes none."""
     config_class, builder = NETWORKS[network["class"]]
-    return builder(config.from_json(config_class, {key: network[key] for key in network if key != "class"}))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in network.items()}  # from JSON
+    return builder(config_class(**{key: value for key, value in values.items() if key != "class"}))
 
 
 def describe(model):
@@ -173,11 +173,6 @@ def make_staging(folder):
     with writing(staging, "name another folder with --models"):
         staging.mkdir(parents=True)
     return staging
-
-
-def checkpoint_folder(folder):
-    """Return where a training that will write the set in `folder` keeps its checkpoints."""
-    return Path(os.path.abspath(folder) + ".checkpoint")
 
 
 def _beside(folder, ending):
