@@ -38,8 +38,7 @@ class VectorQuantizer(layers.Layer):
 
     def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
         super().__init__(**kwargs | {"dtype": "float32"})  # float32 in mixed precision too, for near ties
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost = commitment_cost
 
     def build(self, input_shape):
@@ -117,9 +116,7 @@ class VQVAE(keras.Model):
     def __init__(self, config, encoder, quantizer, decoder):
         super().__init__(name="vqvae")
         self.config = config
-        self.encoder = encoder
-        self.quantizer = quantizer
-        self.decoder = decoder
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.grid = encoder.output_shape[1:-1]  # of codes
         self.built = True
 
@@ -350,10 +347,8 @@ def ssim_tensor(images, others):
 def gaussian_windows(side):
     """Return a matrix (side - 10, side) float32 whose rows are an 11-pixel Gaussian window at every position."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    matrix = np.zeros((side - 10, side))
-    for position in range(side - 10):
-        matrix[position, position : position + 11] = window / window.sum()
-    return matrix.astype(np.float32)
+    rows = [np.pad(window / window.sum(), (position, side - 11 - position)) for position in range(side - 10)]
+    return np.float32(rows)
 
 
 def psnr(images, others):

@@ -2,39 +2,16 @@
 
 import math
 
-import numpy as np
-
-import modules
-from brains import stream
+from modules import code_usage
 
 SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix) of the two groups of figures
 
 
 def with_code_usage(totals):
     """Return the totals of an epoch as floats, the counts of its codes replaced by their usage and perplexity."""
-    in_use, perplexity = modules.code_usage(totals["code_counts"])
+    in_use, perplexity = code_usage(totals["code_counts"])
     figures = {name: float(value) for name, value in totals.items() if name != "code_counts"}
     return figures | {"codes_in_use": in_use, "perplexity": perplexity}
-
-
-def of_reconstructions(vqvae, used, images, chosen):
-    """Return the mean SSIM of a VQVAE's reconstructions of the chosen images, and how sharp these are; 1 is as real.
-
-    `used` is a copy of the VQVAE in float32 (see `weights.as_used`); it is given the weights.
-    """
-    used.set_weights(vqvae.get_weights())
-    ssim, sharpness, real_sharpness = 0, 0, 0
-    for part in stream.parts(len(chosen)):
-        real = images[chosen[part]]
-        decoded = used.decode(used.encode(real))
-        ssim += modules.ssim(real, decoded).sum()
-        sharpness, real_sharpness = sharpness + differences(decoded), real_sharpness + differences(real)
-    return {"validation_ssim": float(ssim / len(chosen)), "sharpness": float(sharpness / real_sharpness)}
-
-
-def differences(images):
-    """Return the sum of the absolute differences of neighbouring pixels of images (N, H, W, 1)."""
-    return sum(np.abs(np.diff(images, axis=axis)).sum(dtype=np.float64) for axis in (1, 2))
 
 
 def vqvae_line(figures):

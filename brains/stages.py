@@ -50,9 +50,6 @@ def check_levels(levels):
         )
 
 
-# --- the VQ-VAE -------------------------------------------------------------------------------------------------------
-
-
 def train_vqvae(job, preset, mean, variance):
     """Train the sharp VQVAE on the slices of a Job, whose mean pixel and variance are given; returns its Training."""
     keras.utils.set_random_seed(job.seed)
@@ -62,46 +59,54 @@ def train_vqvae(job, preset, mean, variance):
     vqvae.decoder.layers[-1].bias.assign([mean])
     training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(job.seen)))
     job.note_few_steps(training, len(job.seen))
-
     loss = functools.partial(modules.vqvae_loss, vqvae, variance, ssim_weight=preset.ssim_weight)
     return _fit_vqvae(job, training, loop.gradients_of(training, loss), used)
 
 
 def _fit_vqvae(job, training, gradients, used):
-    """Train a VQVAE on slices of which half are mirrored; `used` is its copy for `reports.of_reconstructions`."""
+    """Train a VQVAE on slices of which half are mirrored; `used` is its copy for `validate`."""
 
     def read(chosen, draws):
         return [flip_half(job.images[job.seen[chosen]], draws)]
 
     def figures_of(totals):
-        held_out = reports.of_reconstructions(training.model, used, job.images, job.unseen)
-        return reports.with_code_usage(totals) | held_out
+        return reports.with_code_usage(totals) | validate(training.model, used, job.images, job.unseen)
 
     return loop.fit(training, gradients, read, len(job.seen), figures_of, reports.vqvae_line)
 
 
-# --- the VQ-VAE against a discriminator -------------------------------------------------------------------------------
+def validate(vqvae, used, images, chosen):
+    """Return the mean SSIM of a VQVAE's reconstructions of the chosen images, and how sharp these are; 1 is as real.
+
+    `used` is a copy of the VQVAE in float32 (see `as_used`); it is given the weights.
+    """
+    used.set_weights(vqvae.get_weights())
+    ssim, sharpness, real_sharpness = 0, 0, 0
+    for part in stream.parts(len(chosen)):
+        real = images[chosen[part]]
+        decoded = used.decode(used.encode(real))
+        ssim += modules.ssim(real, decoded).sum()
+        sharpness, real_sharpness = sharpness + differences(decoded), real_sharpness + differences(real)
+    return {"validation_ssim": float(ssim / len(chosen)), "sharpness": float(sharpness / real_sharpness)}
 
 
-def hinge_loss(of_real, of_decoded):
-    """Return the discriminator's hinge loss from its outputs; 2 is chance."""
-    return sum(
-        ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + fake[-1])) for real, fake in zip(of_real, of_decoded)
-    ) / len(of_real)
+def differences(images):
+    """Return the sum of the absolute differences of neighbouring pixels of images (N, H, W, 1)."""
+    return sum(np.abs(np.diff(images, axis=axis)).sum(dtype=np.float64) for axis in (1, 2))
 
 
-def adversarial_loss(of_decoded):
-    """Return the VQ-VAE's loss for what the discriminator does not take for real."""
-    return -sum(ops.mean(scale[-1]) for scale in of_decoded) / len(of_decoded)
+def discriminator_losses(of_real, of_decoded):
+    """Return three losses from a discriminator's outputs for real slices and for decoded ones.
 
-
-def feature_loss(of_real, of_decoded):
-    """Return the mean absolute difference of the discriminator's features (feature matching, arXiv 1711.11585)."""
-    return sum(
-        ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - fake, "float32")))
-        for reals, fakes in zip(of_real, of_decoded)
-        for real, fake in zip(reals[:-1], fakes[:-1])
-    ) / sum(len(scale) - 1 for scale in of_decoded)
+    They are its own hinge loss, of which 2 is chance; the VQ-VAE's for what it does not take for real; and the mean
+    absolute difference of its features (feature matching, arXiv 1711.11585).
+    """
+    pairs = list(zip(of_real, of_decoded))
+    hinges = [ops.mean(ops.relu(1 - real[-1])) + ops.mean(ops.relu(1 + fake[-1])) for real, fake in pairs]
+    verdicts = [ops.mean(fake[-1]) for _, fake in pairs]
+    features = [pair for reals, fakes in pairs for pair in zip(reals[:-1], fakes[:-1])]
+    apart = [ops.mean(ops.abs(ops.cast(ops.stop_gradient(real) - fake, "float32"))) for real, fake in features]
+    return sum(hinges) / len(pairs), -sum(verdicts) / len(pairs), sum(apart) / len(features)
 
 
 def adversarial_gradients(training, frozen, discriminator, optimizer, preset, variance):
@@ -122,33 +127,22 @@ def adversarial_gradients(training, frozen, discriminator, optimizer, preset, va
                 verdict = sum(ops.sum(ops.mean(scale[-1], axis=(1, 2, 3))) for scale in of_real)
             penalty = ops.mean(ops.sum(penalty_tape.gradient(verdict, images) ** 2, axis=(1, 2, 3)))
             of_decoded = discriminator(decoded, guide)
-            hinge = hinge_loss(of_real, of_decoded)
+            hinge, adversarial, feature = discriminator_losses(of_real, of_decoded)
             discriminator_loss = hinge + preset.penalty_weight * penalty
-            adversarial, feature = adversarial_loss(of_decoded), feature_loss(of_real, of_decoded)
             reconstruction = ops.mean((images - decoded) ** 2) / variance
             similarity = ops.mean(modules.ssim_tensor(images, decoded))
-            loss = (
-                reconstruction
-                + quantizer_loss
-                + preset.adversarial_ssim_weight * (1 - similarity)
-                + preset.adversarial_weight * adversarial
-                + preset.feature_weight * feature
-            )
+            loss = reconstruction + quantizer_loss + preset.adversarial_ssim_weight * (1 - similarity)
+            loss += preset.adversarial_weight * adversarial
+            loss += preset.feature_weight * feature
         judging, painting = discriminator.trainable_variables, vqvae.trainable_variables
         updates = [
             (optimizer, discriminator_tape.gradient(discriminator_loss, judging), judging),
             (training.optimizer, tape.gradient(loss, painting), painting),
         ]
-        return updates, {
-            "loss": loss,
-            "reconstruction_loss": reconstruction,
-            "quantizer_loss": quantizer_loss,
-            "ssim": similarity,
-            "adversarial_loss": adversarial,
-            "feature_loss": feature,
-            "discriminator_loss": hinge,
-            "code_counts": modules.code_counts(codes, vqvae.config.num_embeddings),
-        }
+        figures = {"loss": loss, "reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+        figures |= {"ssim": similarity, "adversarial_loss": adversarial, "feature_loss": feature}
+        figures |= {"discriminator_loss": hinge}
+        return updates, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
 
     return gradients
 
@@ -165,9 +159,6 @@ def train_adversarial(job, preset, vqvae, variance):
     training = job.training(preset, "adversarial", vqvae, adam(), follows=frozen.weights, others=others)
     gradients = adversarial_gradients(training, frozen, discriminator, optimizer, preset, variance)
     return _fit_vqvae(job, training, gradients, used)
-
-
-# --- the prior --------------------------------------------------------------------------------------------------------
 
 
 def train_prior(job, preset, vqvae, codes):
@@ -199,9 +190,6 @@ def train_prior(job, preset, vqvae, codes):
     figures_of = loop.validator(validation_loss, read_unseen, len(job.unseen))
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
-
-
-# --- the critic -------------------------------------------------------------------------------------------------------
 
 
 def critic_loss(critic, vqvae, codes, samples, training=True):

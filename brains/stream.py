@@ -54,15 +54,15 @@ def store_of_images(count, path, limit=None):
 
     Their values are quarters of grey values. Kept as such they take half the size of floats and lose nothing.
     """
-
-    def quarters(images):
-        return np.round((images + np.float32(0.5)) * 1020)
-
-    def images(quarters):
-        return quarters / np.float32(1020) - np.float32(0.5)
-
-    shape = (count, config.SIZE, config.SIZE, 1)
-    return Store(shape, np.uint16, path, limit, unpacked=images, packed=quarters)
+    shape, half, steps = (count, config.SIZE, config.SIZE, 1), np.float32(0.5), np.float32(1020)
+    return Store(
+        shape,
+        np.uint16,
+        path,
+        limit,
+        unpacked=lambda quarters: quarters / steps - half,
+        packed=lambda images: np.round((images + half) * steps),
+    )
 
 
 def open_split(split, folder, data=None, url=None):
