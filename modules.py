@@ -72,37 +72,23 @@ def build_encoder(config, blocks=()):
 
     The sharp VQ-VAE has further `blocks` of layers where the grid has its last size.
     """
-    return keras.Sequential(
-        [
-            keras.Input((config.size, config.size, 1)),
-            *[
-                SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}")
-                for i, filters in enumerate(config.filters)
-            ],
-            SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"),
-            *blocks,
-            SafeConv2D(config.latent_dim, 1, name="latents"),
-        ],
-        name="encoder",
-    )
+    parts = [keras.Input((config.size, config.size, 1))]
+    for i, filters in enumerate(config.filters):
+        parts.append(SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}"))
+    parts += [SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"), *blocks]
+    parts.append(SafeConv2D(config.latent_dim, 1, name="latents"))
+    return keras.Sequential(parts, name="encoder")
 
 
 def build_decoder(config):
     """Return the network from quantized latents (8, 8, 16) to slices (128, 128, 1); sizes by a VQVAEConfig."""
     grid = config.size // 2 ** len(config.filters)
-    upward = [
-        SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}")
-        for i, filters in enumerate(reversed(config.filters))
-    ]
-    return keras.Sequential(
-        [
-            keras.Input((grid, grid, config.latent_dim)),
-            SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"),
-            *upward,
-            SafeConv2DTranspose(1, 3, name="image"),
-        ],
-        name="decoder",
-    )
+    upward = []
+    for i, filters in enumerate(reversed(config.filters)):
+        upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
+    wide = SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide")
+    image = SafeConv2DTranspose(1, 3, name="image")
+    return keras.Sequential([keras.Input((grid, grid, config.latent_dim)), wide, *upward, image], name="decoder")
 
 
 class VQVAE(keras.Model):

@@ -80,7 +80,6 @@ def train_vqvae(job, preset, variance):
     vqvae = modules.build_vqvae(preset.vqvae_network)
     adam = keras.optimizers.Adam(preset.vqvae.learning_rate)
     training = job.training(preset, "vqvae", vqvae, adam, may_change=("epochs", "validation_share"))
-    job.note_few_steps(training, len(job.images))
 
     def read(chosen, draws):  # a batch of indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen]]

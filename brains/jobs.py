@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -18,14 +17,9 @@ import dataset
 from brains import cli, devices, loop, stream, weights
 from brains.backend import keras, tf
 from brains.cli import UserError, note
+from brains.config import STAGES
 from brains.names import hold_out, owners
 
-STAGES = {  # the name of each, and the field of a preset with the network that it trains
-    "vqvae": ("VQ-VAE", "vqvae_network"),
-    "adversarial": ("adversarial", "discriminator_network"),
-    "pixelcnn": ("PixelCNN", "prior_network"),
-    "critic": ("critic", "critic_network"),
-}
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
 
 
@@ -33,14 +27,15 @@ FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it litt
 class Job:
     """What the stages of a training share.
 
-    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head, and `held_out` (N,)
-    bool says which are of the held-out cases.
+    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head. `seen` are the
+    indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 
     preset: str
     images: stream.Store
     levels: np.ndarray
-    held_out: np.ndarray
+    seen: np.ndarray
+    unseen: np.ndarray
     held_out_cases: list
     digest_of_slices: str
     validation_share: float
@@ -49,16 +44,6 @@ class Job:
     resume: bool
     checkpoints: Path  # shared by all workers
     scratch: Path  # this worker's own
-
-    @functools.cached_property
-    def seen(self):
-        """The indices of the slices to learn from."""
-        return np.flatnonzero(~self.held_out)
-
-    @functools.cached_property
-    def unseen(self):
-        """The indices of the held-out slices."""
-        return np.flatnonzero(self.held_out)
 
     def training(self, preset, stage, model, optimizer, *, monitor=None, others=(), follows=(), may_change=()):
         """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one.
@@ -81,16 +66,14 @@ class Job:
         training = loop.Training(name, model, optimizer, self.checkpoints / f"{stage}.npz", settings, **details)
         if self.resume:
             training.restore()
-        return training
-
-    def note_few_steps(self, training, count):
-        """Tell the user if a VQ-VAE will have few training steps on `count` slices."""
+        count = len(self.seen if stage in preset.held_out_from else self.images)
         steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
-        if steps < FEW_STEPS and not training.history and devices.writes():
+        if stage == "vqvae" and steps < FEW_STEPS and not training.history and devices.writes():
             note(
                 f"note: {count:,} slices make {steps} training steps of the VQ-VAE, and fewer than {FEW_STEPS} teach "
                 "little; lower --vqvae-batch-size and raise --vqvae-epochs"
             )
+        return training
 
 
 @contextlib.contextmanager
@@ -117,13 +100,15 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             slices = _open_slices(strategy, scratch, data, url)
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
+            held_out = np.isin(cases, held_out_cases)
             check_resume(models, checkpoints / "vqvae.npz", resume)
             precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
             yield Job(
                 preset=preset,
                 images=slices.images,
                 levels=levels,
-                held_out=np.isin(cases, held_out_cases),
+                seen=np.flatnonzero(~held_out),
+                unseen=np.flatnonzero(held_out),
                 held_out_cases=held_out_cases,
                 digest_of_slices=slices.digest,
                 validation_share=validation_share,

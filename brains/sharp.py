@@ -99,24 +99,17 @@ def build_decoder(config):
         upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
         if i < len(config.decoder_filters) - 1:  # at full size blocks would cost more than everything else
             upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
-    return keras.Sequential(
-        [
-            keras.Input((grid, grid, config.latent_dim)),
-            SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"),
-            *residual_blocks(config),
-            *upward,
-            SafeConv2DTranspose(1, 3, name="image"),
-        ],
-        name="decoder",
-    )
+    parts = [keras.Input((grid, grid, config.latent_dim))]
+    parts.append(SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"))
+    parts += [*residual_blocks(config), *upward, SafeConv2DTranspose(1, 3, name="image")]
+    return keras.Sequential(parts, name="decoder")
 
 
 def build_vqvae(config):
     """Return the VQVAE that a SharpVQVAEConfig describes; its latents are (16, 16, 32)."""
     encoder = build_encoder(config, residual_blocks(config))
-    quantizer = MovingAverageQuantizer(
-        config.num_embeddings, config.latent_dim, config.commitment_cost, config.codebook_decay, name="quantizer"
-    )
+    sizes, rates = (config.num_embeddings, config.latent_dim), (config.commitment_cost, config.codebook_decay)
+    quantizer = MovingAverageQuantizer(*sizes, *rates, name="quantizer")
     quantizer.build(encoder.output_shape)
     return VQVAE(config, encoder, quantizer, build_decoder(config))
 
@@ -219,14 +212,11 @@ class Discriminator(keras.Model):
         # the convolutions follow the policy, but not the detail of the images
         super().__init__(name="discriminator", dtype="float32")
         filters = config.filters
-        self.scales = [
-            [
-                *[SafeConv2D(count, 4, strides=2, name=f"scale_{scale}_down_{i}") for i, count in enumerate(filters)],
-                SafeConv2D(filters[-1], 3, name=f"scale_{scale}_wide"),
-                SafeConv2D(1, 3, dtype="float32", name=f"scale_{scale}_logits"),
-            ]
-            for scale in range(2)
-        ]
+        self.scales = []
+        for scale in ("scale_0", "scale_1"):
+            parts = [SafeConv2D(count, 4, strides=2, name=f"{scale}_down_{i}") for i, count in enumerate(filters)]
+            parts.append(SafeConv2D(filters[-1], 3, name=f"{scale}_wide"))
+            self.scales.append([*parts, SafeConv2D(1, 3, dtype="float32", name=f"{scale}_logits")])
         for scale in self.scales:
             for layer, channels in zip(scale, (3, *filters, filters[-1])):
                 layer.build((None, None, None, channels))
@@ -255,16 +245,13 @@ class Critic(keras.Model):
         # the convolutions follow the policy, but not the detail of the images
         super().__init__(name="critic", dtype="float32")
         self.config = config
-        last = config.filters[-1]
-        self.features = [
-            *[SafeConv2D(count, 4, strides=2, name=f"down_{i}") for i, count in enumerate(config.filters)],
-            SafeConv2D(last, 3, name="wide"),
-        ]
+        self.features = [SafeConv2D(n, 4, strides=2, name=f"down_{i}") for i, n in enumerate(config.filters)]
+        self.features.append(SafeConv2D(config.filters[-1], 3, name="wide"))
         self.dropout = layers.Dropout(config.dropout, dtype="float32", name="dropout")
         self.head = layers.Dense(1, dtype="float32", name="head")
         for layer, channels in zip(self.features, (2, *config.filters)):
             layer.build((None, None, None, channels))
-        self.head.build((None, last))
+        self.head.build((None, config.filters[-1]))
         self.built = True
 
     def call(self, images, training=False):

@@ -58,7 +58,6 @@ def train_vqvae(job, preset, mean, variance):
     # the output starts at the mean, since learning it first would overshoot and cost the decoder many of its units
     vqvae.decoder.layers[-1].bias.assign([mean])
     training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(job.seen)))
-    job.note_few_steps(training, len(job.seen))
     loss = functools.partial(modules.vqvae_loss, vqvae, variance, ssim_weight=preset.ssim_weight)
     return _fit_vqvae(job, training, loop.gradients_of(training, loss), used)
 

@@ -55,14 +55,8 @@ def store_of_images(count, path, limit=None):
     Their values are quarters of grey values. Kept as such they take half the size of floats and lose nothing.
     """
     shape, half, steps = (count, config.SIZE, config.SIZE, 1), np.float32(0.5), np.float32(1020)
-    return Store(
-        shape,
-        np.uint16,
-        path,
-        limit,
-        unpacked=lambda quarters: quarters / steps - half,
-        packed=lambda images: np.round((images + half) * steps),
-    )
+    how = {"unpacked": lambda kept: kept / steps - half, "packed": lambda images: np.round((images + half) * steps)}
+    return Store(shape, np.uint16, path, limit, **how)
 
 
 def open_split(split, folder, data=None, url=None):
