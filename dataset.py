@@ -82,8 +82,7 @@ def load_split(split, data=None, url=None, allocate=None):
 def slice_paths(split, data=None, url=None):
     """Return the files of a split in natural order; see `load_split`."""
     folder = find_split(split, data, url)
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_litter(Path(entry.name)) and entry.is_file()]
+    names = [path.name for path in folder.iterdir() if not is_litter(Path(path.name)) and path.is_file()]
     if not names:
         raise UserError(f"{short(folder)}: no slices here; name a whole set with --data")
     return [folder / name for name in sorted(names, key=natural_order)]

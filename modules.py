@@ -213,15 +213,14 @@ class ResidualBlock(layers.Layer):
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
         self.enter = SafeConv2D(filters, 1, activation="relu", name="enter")
         self.masked = MaskedConv2D(filters // 2, 3, mask_type="B", name="masked")
         self.leave = SafeConv2D(filters, 1, activation="relu", name="leave")
 
     def build(self, input_shape):
         self.enter.build(input_shape)
-        self.masked.build((*input_shape[:-1], self.filters))
-        self.leave.build((*input_shape[:-1], self.filters // 2))
+        self.masked.build(input_shape)
+        self.leave.build((*input_shape[:-1], input_shape[-1] // 2))
 
     def call(self, inputs):
         return inputs + self.leave(self.masked(self.enter(inputs)))

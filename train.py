@@ -102,7 +102,7 @@ def train_pixelcnn(job, preset, vqvae, codes):
 
     loss = functools.partial(modules.prior_loss, pixelcnn)
     gradients = loop.gradients_of(training, loss)
-    figures_of = loop.validator(loss, lambda part: [codes[job.unseen[part]]], len(job.unseen))
+    figures_of = loop.validator(loss, codes[job.unseen])
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
 

@@ -97,27 +97,21 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
             cli.make_folder(scratch)
             stack.callback(_remove_if_empty, scratch)
-            slices = _open_slices(strategy, scratch, data, url)
+            if strategy.cluster_resolver:  # the first worker fetches or cuts slices for those that share its folder
+                if devices.writes():
+                    dataset.find_split("train", data, url)
+                devices.of_all(strategy, 0.0)
+            slices = stream.open_split("train", scratch, data, url)
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
             held_out = np.isin(cases, held_out_cases)
             check_resume(models, checkpoints / "vqvae.npz", resume)
             precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
-            yield Job(
-                preset=preset,
-                images=slices.images,
-                levels=levels,
-                seen=np.flatnonzero(~held_out),
-                unseen=np.flatnonzero(held_out),
-                held_out_cases=held_out_cases,
-                digest_of_slices=slices.digest,
-                validation_share=validation_share,
-                seed=seed,
-                precision=precision,
-                resume=resume,
-                checkpoints=checkpoints,
-                scratch=scratch,
-            )
+            about_slices = {"images": slices.images, "digest_of_slices": slices.digest, "levels": levels}
+            about_slices |= {"seen": np.flatnonzero(~held_out), "unseen": np.flatnonzero(held_out)}
+            options = {"validation_share": validation_share, "seed": seed, "precision": precision, "resume": resume}
+            folders = {"checkpoints": checkpoints, "scratch": scratch}
+            yield Job(preset=preset, held_out_cases=held_out_cases, **about_slices, **options, **folders)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError("out of memory; lower the batch size") from error
     except tf.errors.OpError as error:
@@ -130,15 +124,6 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
 def _remove_if_empty(folder):
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _open_slices(strategy, scratch, data, url):
-    """Return the training Slices. The first worker fetches or cuts them for those that share its folder."""
-    if strategy.cluster_resolver:
-        if devices.writes():
-            dataset.find_split("train", data, url)
-        devices.of_all(strategy, 0.0)
-    return stream.open_split("train", scratch, data, url)
 
 
 def check_resume(models, checkpoint, resume):
@@ -187,15 +172,9 @@ def finish(job, preset, models, trainings, mean, variance):
     content["pixelcnn"]["temperature"] = preset.temperature
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates
-    content["data"] = {
-        "digest": job.digest_of_slices,
-        "genuine": dataset.is_genuine("train", job.digest_of_slices),
-        "slices": len(job.images),
-        "variance": variance,
-        "held_out_cases": job.held_out_cases,
-        "held_out_from": preset.held_out_from,
-        "mirrored": preset.mirrored,
-    }
+    content["data"] = {"digest": job.digest_of_slices, "genuine": dataset.is_genuine("train", job.digest_of_slices)}
+    content["data"] |= {"slices": len(job.images), "variance": variance, "held_out_cases": job.held_out_cases}
+    content["data"] |= {"held_out_from": preset.held_out_from, "mirrored": preset.mirrored}
     content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}
     content["versions"] = {"python": platform.python_version()}
     content["versions"] |= {name: version(name) for name in ("tensorflow", "keras", "numpy")}

@@ -180,19 +180,17 @@ def fit(training, gradients, read, count, figures_of, line_of):
     return training
 
 
-def validator(loss, read, count):
-    """Return what `fit` takes as `figures_of`: it adds to the totals of training the figures of a `loss(*arrays)`.
-
-    Their means over the items 0..count-1 are taken, whose arrays `read(part)` gives.
-    """
-    signature = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in read(slice(0, 1))]
-    evaluate = tf.function(lambda *arrays: loss(*arrays)[1], input_signature=signature)
+def validator(loss, *arrays):
+    """Return what `fit` takes as `figures_of`: it adds to the totals the mean figures of a loss on held-out arrays."""
+    count = len(arrays[0])
+    signature = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays]
+    evaluate = tf.function(lambda *batch: loss(*batch)[1], input_signature=signature)
 
     def figures_of(totals):
         figures = {name: float(value) for name, value in totals.items()}
         figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
         for part in stream.parts(count):
-            for name, value in evaluate(*read(part)).items():
+            for name, value in evaluate(*(array[part] for array in arrays)).items():
                 figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
         return figures
 

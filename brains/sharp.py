@@ -86,11 +86,6 @@ class Residual(layers.Layer):
         return inputs + self.narrow(self.wide(ops.relu(inputs)))
 
 
-def residual_blocks(config):
-    """Make the Residuals at the size of the codes, one by one as a network takes them."""
-    return (Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks))
-
-
 def build_decoder(config):
     """Return the network from quantized latents (16, 16, 32) to slices (128, 128, 1); sizes by a SharpVQVAEConfig."""
     grid = config.size // 2 ** len(config.decoder_filters)
@@ -101,13 +96,15 @@ def build_decoder(config):
             upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
     parts = [keras.Input((grid, grid, config.latent_dim))]
     parts.append(SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"))
-    parts += [*residual_blocks(config), *upward, SafeConv2DTranspose(1, 3, name="image")]
+    parts += [Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)]
+    parts += [*upward, SafeConv2DTranspose(1, 3, name="image")]
     return keras.Sequential(parts, name="decoder")
 
 
 def build_vqvae(config):
     """Return the VQVAE that a SharpVQVAEConfig describes; its latents are (16, 16, 32)."""
-    encoder = build_encoder(config, residual_blocks(config))
+    blocks = (Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks))
+    encoder = build_encoder(config, blocks)
     sizes, rates = (config.num_embeddings, config.latent_dim), (config.commitment_cost, config.codebook_decay)
     quantizer = MovingAverageQuantizer(*sizes, *rates, name="quantizer")
     quantizer.build(encoder.output_shape)
@@ -168,8 +165,7 @@ class GatedPixelCNN(keras.Model):
     def __init__(self, config):
         super().__init__(name="pixelcnn")
         self.config, self.grid, self.num_embeddings = config, config.grid, config.num_embeddings
-        self.levels = config.levels
-        filters, dropout = config.filters, config.dropout
+        self.levels, filters, dropout = config.levels, config.filters, config.dropout
         self.embedding = layers.Embedding(config.num_embeddings, filters, name="embedding")
         # in float32, because their gradients are sums over positions or grids
         self.level = layers.Embedding(config.levels, filters, dtype="float32", name="level")

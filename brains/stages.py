@@ -27,8 +27,16 @@ DRAWN = 10_000  # samples that the critic learns from, at most
 
 
 def train_sharp(job, preset):
-    """Train the sharp models on the slices of a Job; returns {stage: Training}, mean image and variance."""
-    check_levels(job.levels)
+    """Train the sharp models on the slices of a Job; returns {stage: Training}, mean image and variance.
+
+    Raises UserError unless the levels of the slices are numbered without gaps.
+    """
+    known = np.unique(job.levels)
+    if known[-1] >= len(known):
+        raise UserError(
+            f"the slices are numbered {known[0]} to {known[-1]}, with gaps; this preset learns the level of a slice in "
+            "its head, so number each head's from 0 (case_001_slice_0.png and so on)"
+        )
     mean, variance = stream.moments(job.images, job.seen)
     trainings = {"vqvae": train_vqvae(job, preset, mean.mean(), variance)}
     vqvae = trainings["vqvae"].model
@@ -38,16 +46,6 @@ def train_sharp(job, preset):
     trainings["pixelcnn"] = train_prior(job, preset, encoder, codes)
     trainings["critic"] = train_critic(job, preset, encoder, trainings["pixelcnn"].model, codes)
     return trainings, mean, variance
-
-
-def check_levels(levels):
-    """Raise UserError unless the slices of a set are numbered from 0 on, without gaps."""
-    known = np.unique(levels)
-    if known[-1] >= len(known):
-        raise UserError(
-            f"the slices are numbered {known[0]} to {known[-1]}, with gaps; this preset learns the level of a slice in "
-            "its head, so number each head's from 0 (case_001_slice_0.png and so on)"
-        )
 
 
 def train_vqvae(job, preset, mean, variance):
@@ -134,10 +132,8 @@ def adversarial_gradients(training, frozen, discriminator, optimizer, preset, va
             loss += preset.adversarial_weight * adversarial
             loss += preset.feature_weight * feature
         judging, painting = discriminator.trainable_variables, vqvae.trainable_variables
-        updates = [
-            (optimizer, discriminator_tape.gradient(discriminator_loss, judging), judging),
-            (training.optimizer, tape.gradient(loss, painting), painting),
-        ]
+        updates = [(optimizer, discriminator_tape.gradient(discriminator_loss, judging), judging)]
+        updates.append((training.optimizer, tape.gradient(loss, painting), painting))
         figures = {"loss": loss, "reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
         figures |= {"ssim": similarity, "adversarial_loss": adversarial, "feature_loss": feature}
         figures |= {"discriminator_loss": hinge}
@@ -181,12 +177,9 @@ def train_prior(job, preset, vqvae, codes):
     def loss(images, levels):
         return modules.prior_loss(pixelcnn, vqvae.quantizer.nearest(vqvae.encoder(images)), levels)
 
-    def read_unseen(part):
-        return codes[job.unseen[part]], job.levels[job.unseen[part]]
-
     gradients = loop.gradients_of(training, loss)
     validation_loss = functools.partial(modules.prior_loss, pixelcnn, training=False)
-    figures_of = loop.validator(validation_loss, read_unseen, len(job.unseen))
+    figures_of = loop.validator(validation_loss, codes[job.unseen], job.levels[job.unseen])
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
 
@@ -226,12 +219,9 @@ def train_critic(job, preset, vqvae, pixelcnn, codes):
     def loss(images, samples):
         return critic_loss(critic, vqvae, vqvae.quantizer.nearest(vqvae.encoder(images)), samples)
 
-    def read_unseen(part):
-        return codes[unseen[part]], sampled_unseen[part]
-
     gradients = loop.gradients_of(training, loss)
     validation_loss = functools.partial(critic_loss, critic, vqvae, training=False)
-    figures_of = loop.validator(validation_loss, read_unseen, len(unseen))
+    figures_of = loop.validator(validation_loss, codes[unseen], sampled_unseen)
     return loop.fit(training, gradients, read, len(seen), figures_of, reports.critic_line)
 
 

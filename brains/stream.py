@@ -1,7 +1,6 @@
 """Slices and codes as streams, in memory or beyond it: kept in a Store, shuffled, changed by a seed, fed to devices."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -95,40 +94,26 @@ def moments(images, chosen):
     return mean, variance
 
 
-class Draws(NamedTuple):
-    """Uniform numbers in [0, 1) for N images, from which changes are decided.
+def drawn(seed, count):
+    """Return uniform numbers (count, 4) in [0, 1) that decide changes of images, whichever worker applies them.
 
-    `flip` (N,) decides whether an image is flipped, `move` (N,) whether it is moved, `offset` (N, 2) by how much.
+    The first of an image decides whether it is flipped, the second whether it is moved, the others by how much.
     """
-
-    flip: np.ndarray
-    move: np.ndarray
-    offset: np.ndarray
-
-    @classmethod
-    def of(cls, seed, count):
-        """Draw for `count` images."""
-        numbers = np.random.default_rng(seed).random((count, 4))
-        return cls(numbers[:, 0], numbers[:, 1], numbers[:, 2:])
-
-    def take(self, chosen):
-        """Return the Draws of some of the images."""
-        return Draws(*(numbers[chosen] for numbers in self))
+    return np.random.default_rng(seed).random((count, 4))
 
 
 def flip_half(images, draws):
     """Flip each image (N, H, W, 1) with probability 1/2 along the vertical axis: left and right of the head."""
-    return np.where(draws.flip[:, None, None, None] < 0.5, images[:, ::-1], images)
+    return np.where(draws[:, 0, None, None, None] < 0.5, images[:, ::-1], images)
 
 
 def move_half(images, draws):
     """Move each image (N, H, W, 1) with probability 1/2 by -1, 0 or 1 pixel along both axes."""
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    corners = np.where(draws.move[:, None] < 0.5, (3 * draws.offset).astype(int), 1)
-    return np.stack(
-        [image[row : row + height, column : column + width] for image, (row, column) in zip(padded, corners)]
-    )
+    corners = np.where(draws[:, 1, None] < 0.5, (3 * draws[:, 2:]).astype(int), 1)
+    places = zip(padded, corners)
+    return np.stack([image[top : top + height, left : left + width] for image, (top, left) in places])
 
 
 def shuffled(count, batch_size, seed):
@@ -141,7 +126,7 @@ def feed(strategy, read, batches, seed):
     """Return the batches as `strategy` takes them, and their number.
 
     Each replica gets its part of a batch, and the share of the batch that this part is. `read(indices, draws)` gives
-    the arrays of some items, for which it may use the Draws, which the seed decides. A batch with fewer items than
+    the arrays of some items, for which it may use what is `drawn` by the seed. A batch with fewer items than
     replicas is left out; UserError is raised if that leaves none.
     """
     replicas = strategy.num_replicas_in_sync
@@ -154,9 +139,9 @@ def feed(strategy, read, batches, seed):
 
         def part(number):
             batch, replica = batches[number // here], context.input_pipeline_id * here + number % here
-            draws = Draws.of((*seed, number // here), len(batch))
+            draws = drawn((*seed, number // here), len(batch))
             mine = np.array_split(np.arange(len(batch)), context.num_replicas_in_sync)[replica]
-            return np.float32(len(mine) / len(batch)), *read(batch[mine], draws.take(mine))
+            return np.float32(len(mine) / len(batch)), *read(batch[mine], draws[mine])
 
         example = part(0)
         types = [value.dtype for value in example]
