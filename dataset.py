@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,9 +277,9 @@ def _check_source(source):
 
 def _keep(archive, split, source):
     """Add the splits of a fetched zip that are missing to DATASET. Those of the "genuine" source must be genuine."""
-    target, staging = config.DATASET / TOP_FOLDER, Path(tempfile.mkdtemp(prefix=".unpacking", dir=config.DATASET))
-    try:
-        digests = {each: digest_of(files) for each, files in extract(archive, staging).items()}
+    target = config.DATASET / TOP_FOLDER
+    with tempfile.TemporaryDirectory(prefix=".unpacking", dir=config.DATASET, ignore_cleanup_errors=True) as staging:
+        digests = {each: digest_of(files) for each, files in extract(archive, Path(staging)).items()}
         if split not in digests:
             raise UserError(f"the zip holds no {split_folder(split)}")
         for each in SPLITS if source == "genuine" else ():
@@ -288,11 +287,9 @@ def _keep(archive, split, source):
                 raise UserError(f"the {each} slices in the zip are not the genuine ones (their digest differs)")
         target.mkdir(exist_ok=True)
         (target / SOURCE_FILE).write_text(f"{source}\n")
-        for folder in staging.iterdir():
+        for folder in Path(staging).iterdir():
             if not (target / folder.name).exists():
                 folder.rename(target / folder.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The networks: a VQ-VAE that turns slices into codes and back, a PixelCNN that learns the codes, and SSIM.
+"""The networks and their losses: a VQ-VAE of slices and codes, a PixelCNN that learns the codes, and SSIM.
 
 A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent vectors. The vector quantizer replaces
 each latent vector by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code
