@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,11 +27,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from brains import cli, config, volumes
+from brains.archives import download, extract, extract_once
 from brains.cli import UserError, note, reason, short
 from brains.config import SIZE, SPLITS, TOP_FOLDER
-from brains.download import download
 from brains.names import case_of, is_litter, natural_order, split_folder
-from brains.unpack import extract, extract_once
 
 SOURCES = (  # copies kept by third parties, tried in this order; what they give is verified
     "https://media.githubusercontent.com/media/uqEi/COMP3710-Pattern-Recognition/"
@@ -46,7 +44,7 @@ GENUINE = {  # number of images, and sha256 over the lines "<sha256>  <name>\n" 
 }
 SOURCE_FILE = "source.txt"  # beside fetched splits: the address they came from
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
-DECODED = 512  # images decoded at a time
+QUEUED = 4096  # images that wait to be decoded at a time
 MAX_PIXELS = 64_000_000  # of an image that a user names
 Image.MAX_IMAGE_PIXELS = None  # in favour of that
 
@@ -83,8 +81,7 @@ def load_split(split, data=None, url=None, allocate=None):
 def slice_paths(split, data=None, url=None):
     """Return the files of a split in natural order; see `load_split`."""
     folder = find_split(split, data, url)
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_litter(Path(entry.name)) and entry.is_file()]
+    names = [path.name for path in folder.iterdir() if not is_litter(Path(path.name)) and path.is_file()]
     if not names:
         raise UserError(f"{short(folder)}: no slices here; name a whole set with --data")
     return [folder / name for name in sorted(names, key=natural_order)]
@@ -93,19 +90,15 @@ def slice_paths(split, data=None, url=None):
 def read_images(paths, images):
     """Decode image files into `images` (N, 128, 128, 1); returns the digest of the files, as in GENUINE."""
 
-    def read(path):
-        content = path.read_bytes()
-        return hashlib.sha256(content).hexdigest(), prepare(read_grey(content, path))
+    def read(number):
+        content = paths[number].read_bytes()
+        images[number : number + 1] = prepare(read_grey(content, paths[number]))[None]
+        return hashlib.sha256(content).hexdigest()
 
     digests = []
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        upcoming = pool.map(read, paths[:DECODED])
-        for start in range(0, len(paths), DECODED):
-            # start to decode the next images, then collect these
-            current, upcoming = upcoming, pool.map(read, paths[start + DECODED : start + 2 * DECODED])
-            current = list(current)
-            digests += [digest for digest, _ in current]
-            images[start : start + len(current)] = np.stack([image for _, image in current])
+        for start in range(0, len(paths), QUEUED):
+            digests += pool.map(read, range(start, min(start + QUEUED, len(paths))))
     return digest_of({path.name: digest for path, digest in zip(paths, digests)})
 
 
@@ -157,7 +150,9 @@ def read_grey(content, where):
             return np.asarray(image, np.float32)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            return _stretch(np.asarray(image, np.float32))
+            grey = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+            low, high = grey.min(), grey.max()
+            return (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -168,12 +163,6 @@ def read_grey(content, where):
         raise
     except Exception as error:  # Pillow's plugins raise almost anything for a broken file
         raise UserError(f"{where}: a broken image ({error}); get a sound copy") from error
-
-
-def _stretch(grey):
-    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = grey.min(), grey.max()
-    return (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
 
 
 def load_image(path):
@@ -236,11 +225,8 @@ def _below(path, split):
     name = split_folder(split)
     if path.name == name:
         return path
-    for depth in range(DEPTH + 1):
-        for folder in sorted(path.glob("*/" * depth + name)):
-            if not is_litter(folder.relative_to(path)):
-                return folder
-    return None
+    found = (folder for depth in range(DEPTH + 1) for folder in sorted(path.glob("*/" * depth + name)))
+    return next((folder for folder in found if not is_litter(folder.relative_to(path))), None)
 
 
 # --- fetch ------------------------------------------------------------------------------------------------------------
@@ -261,23 +247,19 @@ def fetch(split, url=None):
     for address in [named] if named else SOURCES:
         part = config.DATASET / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}.zip.part"
         note(f"fetching {address}")
-        try:
-            download(address, part)
+        with cli.writing(short(config.DATASET), f"{cli.FREE_SPACE} to continue"):
             try:
-                _keep(part, split, source)
-            except UserError:
-                part.unlink()  # it is useless, and no start for a resumed transfer either
-                raise
-            part.unlink()
-            return
-        except UserError as error:
-            note(f"  {error}")
-            failures.append(f"{address}: {error}")
-        except OSError as error:
-            raise UserError(
-                f"{short(config.DATASET)}: cannot be written ({reason(error)}); free some space and run again to "
-                "continue"
-            ) from error
+                download(address, part)
+                try:
+                    _keep(part, split, source)
+                except UserError:
+                    part.unlink()  # it is useless, and no start for a resumed transfer either
+                    raise
+                part.unlink()
+                return
+            except UserError as error:
+                note(f"  {error}")
+                failures.append(f"{address}: {error}")
     raise UserError(
         f"the slices could not be fetched ({failures[0] if failures else 'no address is known'}); check the network "
         "and run again, or name another address with --url, or a folder or zip with --data"
@@ -295,9 +277,9 @@ def _check_source(source):
 
 def _keep(archive, split, source):
     """Add the splits of a fetched zip that are missing to DATASET. Those of the "genuine" source must be genuine."""
-    target, staging = config.DATASET / TOP_FOLDER, Path(tempfile.mkdtemp(prefix=".unpacking", dir=config.DATASET))
-    try:
-        digests = {each: digest_of(files) for each, files in extract(archive, staging).items()}
+    target = config.DATASET / TOP_FOLDER
+    with tempfile.TemporaryDirectory(prefix=".unpacking", dir=config.DATASET, ignore_cleanup_errors=True) as staging:
+        digests = {each: digest_of(files) for each, files in extract(archive, Path(staging)).items()}
         if split not in digests:
             raise UserError(f"the zip holds no {split_folder(split)}")
         for each in SPLITS if source == "genuine" else ():
@@ -305,11 +287,9 @@ def _keep(archive, split, source):
                 raise UserError(f"the {each} slices in the zip are not the genuine ones (their digest differs)")
         target.mkdir(exist_ok=True)
         (target / SOURCE_FILE).write_text(f"{source}\n")
-        for folder in staging.iterdir():
+        for folder in Path(staging).iterdir():
             if not (target / folder.name).exists():
                 folder.rename(target / folder.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -319,22 +299,14 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Fetch the OASIS slices, verify them, and say what is there.")
     cli.add_data_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="{slices}")
-    slices = commands.add_parser(
-        "slices",
-        help="cut slices from volumes",
-        description="Cut slices like the genuine ones from volumes: NIfTI (.nii, .nii.gz) or Analyze (.hdr with .img).",
-    )
-    slices.add_argument("volumes", type=Path, metavar="VOLUMES", help="folder of volumes, at any depth")
-    slices.add_argument("target", type=Path, metavar="DIR", help="new folder for the slices")
-    slices.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="draws the splits (default: %(default)s)")
-    slices.add_argument(
-        "--orientation",
-        type=cli.orientation,
-        default="RAS",
-        metavar="CODE",
-        help="the side to which each axis runs, for files that do not say it: L or R, P or A, I or S (default: "
-        "%(default)s, as in OASIS-1's atlas files)",
-    )
+    meaning = "Cut slices like the genuine ones from volumes: NIfTI (.nii, .nii.gz) or Analyze (.hdr with .img)."
+    add = commands.add_parser("slices", help="cut slices from volumes", description=meaning).add_argument
+    add("volumes", type=Path, metavar="VOLUMES", help="folder of volumes, at any depth")
+    add("target", type=Path, metavar="DIR", help="new folder for the slices")
+    add("--seed", type=cli.seed, default=0, metavar="N", help="draws the splits (default: %(default)s)")
+    meaning = "the side to which each axis runs, for files that do not say it: L or R, P or A, I or S (default: "
+    meaning += "%(default)s, as in OASIS-1's atlas files)"
+    add("--orientation", type=cli.orientation, default="RAS", metavar="CODE", help=meaning)
     args = parser.parse_args(arguments)
     if args.command == "slices" and (args.data or args.url):
         parser.error("--data and --url do not go with slices; name the folder of volumes after slices")

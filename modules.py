@@ -1,4 +1,4 @@
-"""The networks: a VQ-VAE that turns slices into codes and back, a PixelCNN that learns the codes, and SSIM.
+"""The networks and their losses: a VQ-VAE of slices and codes, a PixelCNN that learns the codes, and SSIM.
 
 A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent vectors. The vector quantizer replaces
 each latent vector by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code
@@ -17,9 +17,8 @@ import functools
 
 import numpy as np
 
-from brains.backend import keras, tf
+from brains.backend import keras, layers, ops, tf
 from brains.layers import OneHotConv2D, SafeConv2D, SafeConv2DTranspose
-from keras import layers, ops  # isort: skip
 
 BATCH = 16  # images or grids that go through a network at a time: few, so that they fit a processor's cache
 
@@ -39,8 +38,7 @@ class VectorQuantizer(layers.Layer):
 
     def __init__(self, num_embeddings, embedding_dim, commitment_cost, **kwargs):
         super().__init__(**kwargs | {"dtype": "float32"})  # float32 in mixed precision too, for near ties
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost = commitment_cost
 
     def build(self, input_shape):
@@ -69,38 +67,28 @@ class VectorQuantizer(layers.Layer):
         return ops.take(self.codebook, codes, axis=0)
 
 
-def build_encoder(config):
-    """Return the network from slices (128, 128, 1) to latents (8, 8, 16); sizes by a VQVAEConfig."""
-    return keras.Sequential(
-        [
-            keras.Input((config.size, config.size, 1)),
-            *[
-                SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}")
-                for i, filters in enumerate(config.filters)
-            ],
-            SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"),
-            SafeConv2D(config.latent_dim, 1, name="latents"),
-        ],
-        name="encoder",
-    )
+def build_encoder(config, blocks=()):
+    """Return the network from slices (128, 128, 1) to latents (8, 8, 16); sizes by a VQVAEConfig.
+
+    The sharp VQ-VAE has further `blocks` of layers where the grid has its last size.
+    """
+    parts = [keras.Input((config.size, config.size, 1))]
+    for i, filters in enumerate(config.filters):
+        parts.append(SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}"))
+    parts += [SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"), *blocks]
+    parts.append(SafeConv2D(config.latent_dim, 1, name="latents"))
+    return keras.Sequential(parts, name="encoder")
 
 
 def build_decoder(config):
     """Return the network from quantized latents (8, 8, 16) to slices (128, 128, 1); sizes by a VQVAEConfig."""
     grid = config.size // 2 ** len(config.filters)
-    upward = [
-        SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}")
-        for i, filters in enumerate(reversed(config.filters))
-    ]
-    return keras.Sequential(
-        [
-            keras.Input((grid, grid, config.latent_dim)),
-            SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"),
-            *upward,
-            SafeConv2DTranspose(1, 3, name="image"),
-        ],
-        name="decoder",
-    )
+    upward = []
+    for i, filters in enumerate(reversed(config.filters)):
+        upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
+    wide = SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide")
+    image = SafeConv2DTranspose(1, 3, name="image")
+    return keras.Sequential([keras.Input((grid, grid, config.latent_dim)), wide, *upward, image], name="decoder")
 
 
 class VQVAE(keras.Model):
@@ -114,9 +102,7 @@ class VQVAE(keras.Model):
     def __init__(self, config, encoder, quantizer, decoder):
         super().__init__(name="vqvae")
         self.config = config
-        self.encoder = encoder
-        self.quantizer = quantizer
-        self.decoder = decoder
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.grid = encoder.output_shape[1:-1]  # of codes
         self.built = True
 
@@ -160,6 +146,26 @@ def in_batches(function, array):
     """Return the NumPy array of `function` applied to `array` in batches."""
     starts = range(0, max(1, len(array)), BATCH)  # an empty array is one empty batch
     return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in starts])
+
+
+def vqvae_loss(vqvae, variance, images, ssim_weight=0.0):
+    """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
+
+    The squared error is divided by the variance, so that 1 is the error of always giving the mean pixel. The sharp
+    preset adds `ssim_weight` x (1 - SSIM). Figures are averaged over an epoch; what is named counts is summed.
+    """
+    reconstructions, codes, quantizer_loss = vqvae(images, training=True)
+    reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+    loss = reconstruction_loss + quantizer_loss
+    if ssim_weight:
+        loss += ssim_weight * (1 - ops.mean(ssim_tensor(images, reconstructions)))
+    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+    return loss, figures | {"code_counts": code_counts(codes, vqvae.config.num_embeddings)}
+
+
+def code_counts(codes, num_embeddings):
+    """Return how often each code (K,) occurs in codes (N, h, w), as a tensor."""
+    return ops.sum(ops.one_hot(codes, num_embeddings), axis=(0, 1, 2))
 
 
 def code_usage(counts):
@@ -207,15 +213,14 @@ class ResidualBlock(layers.Layer):
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
         self.enter = SafeConv2D(filters, 1, activation="relu", name="enter")
         self.masked = MaskedConv2D(filters // 2, 3, mask_type="B", name="masked")
         self.leave = SafeConv2D(filters, 1, activation="relu", name="leave")
 
     def build(self, input_shape):
         self.enter.build(input_shape)
-        self.masked.build((*input_shape[:-1], self.filters))
-        self.leave.build((*input_shape[:-1], self.filters // 2))
+        self.masked.build(input_shape)
+        self.leave.build((*input_shape[:-1], input_shape[-1] // 2))
 
     def call(self, inputs):
         return inputs + self.leave(self.masked(self.enter(inputs)))
@@ -256,6 +261,14 @@ class PixelCNN(keras.Model):
 def cross_entropy(codes, logits):
     """Return the nats (...) float32 that codes (...) cost under logits (..., K). Divide by log 2 for bits."""
     return keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True)
+
+
+def prior_loss(pixelcnn, codes, levels=None, training=True):
+    """Return the loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
+    logits = pixelcnn(codes, levels, training=training)
+    loss = ops.mean(cross_entropy(codes, logits))
+    accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
+    return loss, {"loss": loss, "accuracy": accuracy}
 
 
 def categorical(logits, temperature=1.0):
@@ -319,10 +332,8 @@ def ssim_tensor(images, others):
 def gaussian_windows(side):
     """Return a matrix (side - 10, side) float32 whose rows are an 11-pixel Gaussian window at every position."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    matrix = np.zeros((side - 10, side))
-    for position in range(side - 10):
-        matrix[position, position : position + 11] = window / window.sum()
-    return matrix.astype(np.float32)
+    rows = [np.pad(window / window.sum(), (position, side - 11 - position)) for position in range(side - 10)]
+    return np.float32(rows)
 
 
 def psnr(images, others):

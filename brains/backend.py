@@ -12,6 +12,7 @@ os.dup2(_nothing, 2)
 try:
     import keras
     import tensorflow as tf
+    from keras import layers, ops
 finally:
     os.dup2(_stderr, 2)
     os.close(_stderr)
@@ -20,4 +21,4 @@ finally:
 # GPUs would round what float32 products take to 10 bits, too few for SSIM and for the nearest of two codes
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "layers", "ops", "tf"]

@@ -134,26 +134,18 @@ def _number(kind, low, high, meaning):
     """Return an argument type: a number of that kind between `low` and `high`, both excluded."""
 
     def parse(text):
-        try:
-            if low < kind(text) < high:
+        with contextlib.suppress(ValueError):
+            # `int` alone would also read 1_000 and +5
+            if low < kind(text) < high and (kind is float or text.strip().isdecimal()):
                 return kind(text)
-        except ValueError:
-            pass
         raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
 
     return parse
 
 
-def _digits(text):
-    """Return the whole number that a text of digits names; `int` alone would also read 1_000 and +5."""
-    if not text.strip().isdecimal():
-        raise ValueError
-    return int(text)
-
-
-positive = _number(_digits, 0, math.inf, "a whole number of at least 1")
-natural = _number(_digits, -1, math.inf, "a whole number of at least 0")
-seed = _number(_digits, -1, 2**32, "a whole number from 0 to 4294967295")
+positive = _number(int, 0, math.inf, "a whole number of at least 1")
+natural = _number(int, -1, math.inf, "a whole number of at least 0")
+seed = _number(int, -1, 2**32, "a whole number from 0 to 4294967295")
 temperature = _number(float, 0, math.inf, "a number above 0")
 share = _number(float, 0, 1, "a number between 0 and 1")
 
@@ -166,13 +158,20 @@ def orientation(text):
     raise argparse.ArgumentTypeError(f"{text!r} is not a letter for each axis (L or R, P or A, I or S), such as RAS")
 
 
+@contextlib.contextmanager
+def writing(path, remedy=FREE_SPACE):
+    """Raise UserError, which names `path` and a remedy, if anything cannot be written in this context."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)}); {remedy}") from error
+
+
 def make_folder(folder):
     """Create `folder` if it is missing. Raises UserError if files cannot be written there."""
-    try:
+    with writing(folder, "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 @contextlib.contextmanager

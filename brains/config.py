@@ -18,6 +18,12 @@ LEVELS = 32  # slices of a head in the course's data
 COMMITMENT_COST = 0.25
 CACHE = 2**30  # bytes of slices that are kept in memory; more go to a file
 
+STAGES = {  # of a training: the name of each, and the field of a preset with the network that it trains
+    "vqvae": ("VQ-VAE", "vqvae_network"),
+    "adversarial": ("adversarial", "discriminator_network"),
+    "pixelcnn": ("PixelCNN", "prior_network"),
+    "critic": ("critic", "critic_network"),
+}
 FIGURES = {  # names of the figures that the scripts write
     "reconstruct": "reconstructions.png",
     "generate": "generations.png",
@@ -25,11 +31,8 @@ FIGURES = {  # names of the figures that the scripts write
     "nearest": "nearest.png",
     "distances": "nearest_distances.png",
     "temperatures": "temperatures.png",
-    "vqvae": "vqvae_training_plot.png",
-    "adversarial": "adversarial_training_plot.png",
-    "pixelcnn": "pixelcnn_training_plot.png",
-    "critic": "critic_training_plot.png",
 }
+FIGURES |= {stage: f"{stage}_training_plot.png" for stage in STAGES}
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,6 @@ class CriticConfig:
 
     filters: tuple = (32, 64, 128, 128)
     dropout: float = 0.3
-
-
-def from_json(config_class, values):
-    """Return the frozen dataclass that a dict read from JSON describes. Raises TypeError where a field is unknown."""
-    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)

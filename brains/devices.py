@@ -1,6 +1,5 @@
 """One device, several, or several machines: the strategy of a training, and what its workers tell each other."""
 
-import functools
 import hashlib
 import json
 import os
@@ -92,29 +91,19 @@ def writes():
 
 def of_all(strategy, number):
     """Return the `number` of each replica's process, (replicas,) float32, once all processes have called this."""
-    return np.asarray(_gather(strategy)(np.float32(number)))
 
-
-@functools.cache
-def _gather(strategy):
-    def mine(number):
+    def mine():
         replicas = tf.distribute.get_replica_context()
         place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
-        return replicas.all_reduce("sum", number * place)
+        return replicas.all_reduce("sum", np.float32(number) * place)
 
-    @tf.function(input_signature=[tf.TensorSpec((), "float32")])
-    def gather(number):
-        return strategy.experimental_local_results(strategy.run(mine, (number,)))[0]
-
-    return gather
+    return np.asarray(tf.function(lambda: strategy.experimental_local_results(strategy.run(mine))[0])())
 
 
 def agree(strategy, settings, path, finished):
     """Raise UserError if workers have other settings, or other numbers of finished epochs in the checkpoint `path`."""
-    fingerprint = int(
-        hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6], 16
-    )  # exact in a float32
-    if np.ptp(of_all(strategy, fingerprint)):
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if np.ptp(of_all(strategy, int(digest[:6], 16))):  # six digits are exact in a float32
         raise UserError(
             "the workers have other flags or other slices; start the same command on all, with the same --data"
         )

@@ -17,15 +17,9 @@ import dataset
 from brains import cli, devices, loop, stream, weights
 from brains.backend import keras, tf
 from brains.cli import UserError, note
+from brains.config import STAGES
 from brains.names import hold_out, owners
 
-NAMES = {"vqvae": "VQ-VAE", "adversarial": "adversarial", "pixelcnn": "PixelCNN", "critic": "critic"}  # of the stages
-NETWORK_OF = {  # the field of a preset with the network that a stage trains
-    "vqvae": "vqvae_network",
-    "adversarial": "discriminator_network",
-    "pixelcnn": "prior_network",
-    "critic": "critic_network",
-}
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
 
 
@@ -33,14 +27,15 @@ FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it litt
 class Job:
     """What the stages of a training share.
 
-    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head, and `held_out` (N,)
-    bool says which are of the held-out cases.
+    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head. `seen` are the
+    indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 
     preset: str
     images: stream.Store
     levels: np.ndarray
-    held_out: np.ndarray
+    seen: np.ndarray
+    unseen: np.ndarray
     held_out_cases: list
     digest_of_slices: str
     validation_share: float
@@ -50,59 +45,35 @@ class Job:
     checkpoints: Path  # shared by all workers
     scratch: Path  # this worker's own
 
-    def seen_and_unseen(self):
-        """Return the indices of the slices to learn from, and of the held-out ones."""
-        return np.flatnonzero(~self.held_out), np.flatnonzero(self.held_out)
+    def training(self, preset, stage, model, optimizer, *, monitor=None, others=(), follows=(), may_change=()):
+        """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one.
 
-    def moments(self, chosen):
-        """Return the mean image (128, 128, 1) and the variance of the chosen slices (N,) bool.
-
-        Raises UserError if the slices are almost constant.
+        A resumed stage must have the settings of the interrupted one, but for those that `may_change`. If the variables
+        that it `follows` have changed, it starts afresh. For the rest see `loop.Training`.
         """
-        mean, variance = stream.moments(self.images, np.flatnonzero(chosen))
-        if variance < 1e-6:
-            raise UserError("the training slices are almost constant; nothing can be learned from them")
-        return mean, variance
-
-    def settings_of(self, preset, stage, ignore=()):
-        """Return what a resumed stage must have in common with the interrupted one, but for the names to `ignore`."""
+        name, network = STAGES[stage]
         content = dataclasses.asdict(preset)
-        settings = {name: value for name, value in content.items() if not isinstance(value, dict)}
-        settings |= content[NETWORK_OF[stage]] | content[stage] | {"validation_share": self.validation_share}
-        return {name: value for name, value in settings.items() if name not in ignore}
-
-    def training(self, stage, model, optimizer, settings, monitor=None, others=()):
-        """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one."""
-        shared = {
-            "preset": self.preset,
-            "digest": self.digest_of_slices,
-            "seed": self.seed,
-            "precision": self.precision,
-        }
-        settings = json.loads(json.dumps(shared | settings))  # as a checkpoint gives them back
-        path = self.checkpoints / f"{stage}.npz"
-        training = loop.Training(NAMES[stage], model, optimizer, path, settings, monitor, others)
+        settings = {"preset": self.preset, "digest": self.digest_of_slices, "seed": self.seed}
+        settings |= {"precision": self.precision, "validation_share": self.validation_share}
+        settings |= {key: value for key, value in content.items() if not isinstance(value, dict)}
+        settings |= content[network] | content[stage]
+        settings = {key: value for key, value in settings.items() if key not in may_change}
+        if follows:
+            content = b"".join(np.asarray(variable).tobytes() for variable in follows)
+            settings["follows"] = hashlib.sha256(content).hexdigest()
+        settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
+        details = {"monitor": monitor, "others": others, "schedule": getattr(preset, stage), "seed": self.seed}
+        training = loop.Training(name, model, optimizer, self.checkpoints / f"{stage}.npz", settings, **details)
         if self.resume:
             training.restore()
-        return training
-
-    def note_few_steps(self, training, schedule, count):
-        """Tell the user if a VQ-VAE will have few training steps on `count` slices."""
-        steps = schedule.epochs * -(-count // schedule.batch_size)
-        if steps < FEW_STEPS and not training.history and devices.writes():
+        count = len(self.seen if stage in preset.held_out_from else self.images)
+        steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
+        if stage == "vqvae" and steps < FEW_STEPS and not training.history and devices.writes():
             note(
                 f"note: {count:,} slices make {steps} training steps of the VQ-VAE, and fewer than {FEW_STEPS} teach "
                 "little; lower --vqvae-batch-size and raise --vqvae-epochs"
             )
-
-    @staticmethod
-    def digest(*variables):
-        """Return the sha256 of variables."""
-        return hashlib.sha256(b"".join(np.asarray(variable).tobytes() for variable in variables)).hexdigest()
-
-    def digest_of_codes(self, vqvae):
-        """Return the sha256 of what decides the codes of a VQVAE."""
-        return self.digest(*vqvae.encoder.weights, vqvae.quantizer.codebook)
+        return training
 
 
 @contextlib.contextmanager
@@ -122,29 +93,25 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
                 weights.make_staging(models).rmdir()  # found unfit now rather than after an hour
             else:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-            checkpoints = weights.checkpoint_folder(models)
+            checkpoints = Path(os.path.abspath(models) + ".checkpoint")
             scratch = checkpoints if devices.writes() else checkpoints / f"worker_{devices.worker()}"
             cli.make_folder(scratch)
             stack.callback(_remove_if_empty, scratch)
-            slices = _open_slices(strategy, scratch, data, url)
+            if strategy.cluster_resolver:  # the first worker fetches or cuts slices for those that share its folder
+                if devices.writes():
+                    dataset.find_split("train", data, url)
+                devices.of_all(strategy, 0.0)
+            slices = stream.open_split("train", scratch, data, url)
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
+            held_out = np.isin(cases, held_out_cases)
             check_resume(models, checkpoints / "vqvae.npz", resume)
             precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
-            yield Job(
-                preset=preset,
-                images=slices.images,
-                levels=levels,
-                held_out=np.isin(cases, held_out_cases),
-                held_out_cases=held_out_cases,
-                digest_of_slices=slices.digest,
-                validation_share=validation_share,
-                seed=seed,
-                precision=precision,
-                resume=resume,
-                checkpoints=checkpoints,
-                scratch=scratch,
-            )
+            about_slices = {"images": slices.images, "digest_of_slices": slices.digest, "levels": levels}
+            about_slices |= {"seen": np.flatnonzero(~held_out), "unseen": np.flatnonzero(held_out)}
+            options = {"validation_share": validation_share, "seed": seed, "precision": precision, "resume": resume}
+            folders = {"checkpoints": checkpoints, "scratch": scratch}
+            yield Job(preset=preset, held_out_cases=held_out_cases, **about_slices, **options, **folders)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError("out of memory; lower the batch size") from error
     except tf.errors.OpError as error:
@@ -157,15 +124,6 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
 def _remove_if_empty(folder):
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _open_slices(strategy, scratch, data, url):
-    """Return the training Slices. The first worker fetches or cuts them for those that share its folder."""
-    if strategy.cluster_resolver:
-        if devices.writes():
-            dataset.find_split("train", data, url)
-        devices.of_all(strategy, 0.0)
-    return stream.open_split("train", scratch, data, url)
 
 
 def check_resume(models, checkpoint, resume):
@@ -214,15 +172,9 @@ def finish(job, preset, models, trainings, mean, variance):
     content["pixelcnn"]["temperature"] = preset.temperature
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates
-    content["data"] = {
-        "digest": job.digest_of_slices,
-        "genuine": dataset.is_genuine("train", job.digest_of_slices),
-        "slices": len(job.images),
-        "variance": variance,
-        "held_out_cases": job.held_out_cases,
-        "held_out_from": preset.held_out_from,
-        "mirrored": preset.mirrored,
-    }
+    content["data"] = {"digest": job.digest_of_slices, "genuine": dataset.is_genuine("train", job.digest_of_slices)}
+    content["data"] |= {"slices": len(job.images), "variance": variance, "held_out_cases": job.held_out_cases}
+    content["data"] |= {"held_out_from": preset.held_out_from, "mirrored": preset.mirrored}
     content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}
     content["versions"] = {"python": platform.python_version()}
     content["versions"] |= {name: version(name) for name in ("tensorflow", "keras", "numpy")}

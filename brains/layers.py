@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from brains.backend import tf
-from keras import layers, ops  # isort: skip
+from brains.backend import layers, ops, tf
 
 
 class _Float32BiasGradient:
@@ -17,22 +16,19 @@ class _Float32BiasGradient:
         super().__init__(filters, kernel_size, **{"padding": "same"} | kwargs)
 
     def call(self, inputs):
-        outputs = self.convolve(inputs)
+        outputs = self.convolution_op(inputs, self.kernel)
         return self.activation(_add_bias(outputs, tf.convert_to_tensor(self.bias)) if self.use_bias else outputs)
 
 
 class SafeConv2D(_Float32BiasGradient, layers.Conv2D):
     """`keras.layers.Conv2D` for mixed precision."""
 
-    def convolve(self, inputs):
-        return self.convolution_op(inputs, self.kernel)
-
 
 class SafeConv2DTranspose(_Float32BiasGradient, layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` for mixed precision."""
 
-    def convolve(self, inputs):
-        return ops.conv_transpose(inputs, self.kernel, strides=self.strides, padding=self.padding)
+    def convolution_op(self, inputs, kernel):
+        return ops.conv_transpose(inputs, kernel, strides=self.strides, padding=self.padding)
 
 
 @tf.custom_gradient
@@ -55,9 +51,7 @@ class OneHotConv2D(layers.Layer):
 
     def __init__(self, num_embeddings, filters, mask, **kwargs):
         super().__init__(**kwargs)
-        self.num_embeddings = num_embeddings
-        self.filters = filters
-        self.mask = mask
+        self.num_embeddings, self.filters, self.mask = num_embeddings, filters, mask
 
     def build(self, input_shape):
         shape = (*self.mask.shape[:2], self.num_embeddings, self.filters)

@@ -19,12 +19,13 @@ class Training:
 
     `settings` is what a resumed training must have in common with the interrupted one. `history` holds a dict of
     figures for each finished epoch. If a figure `monitor` is named, `best` holds the weights of the epoch where it was
-    lowest. `others` are further variables that the checkpoint keeps.
+    lowest. `others` are further variables that the checkpoint keeps. `schedule` and `seed` are what `fit` goes by.
     """
 
-    def __init__(self, name, model, optimizer, path, settings, monitor=None, others=()):
+    def __init__(self, name, model, optimizer, path, settings, *, monitor=None, others=(), schedule=None, seed=None):
         self.name, self.model, self.optimizer, self.path = name, model, optimizer, path
         self.settings, self.monitor, self.others = settings, monitor, [*others]
+        self.schedule, self.seed = schedule, seed
         optimizer.build(model.trainable_variables)
         self.history, self.best = [], {}
 
@@ -42,23 +43,17 @@ class Training:
         self.history.append(figures)
         if self.monitor and self.best_epoch == len(self.history):
             self.best = {key: np.asarray(value) for key, value in by_path(self.model.weights).items()}
-        self._save()
+        if devices.writes():
+            state = json.dumps({"settings": self.settings, "history": self.history})
+            arrays = {key: np.asarray(variable) for key, variable in self._variables().items()}
+            arrays |= {f"best/{key}": array for key, array in self.best.items()}
+            with written(self.path) as part:
+                np.savez(part, state=state, **arrays)
 
     def _variables(self):
         """Return all variables by a name that is the same in every process."""
         groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "other": self.others}
-        return {
-            f"{group}/{key}": value for group, variables in groups.items() for key, value in by_path(variables).items()
-        }
-
-    def _save(self):
-        if not devices.writes():
-            return
-        state = json.dumps({"settings": self.settings, "history": self.history})
-        arrays = {key: np.asarray(variable) for key, variable in self._variables().items()}
-        arrays |= {f"best/{key}": array for key, array in self.best.items()}
-        with written(self.path) as part:
-            np.savez(part, state=state, **arrays)
+        return {f"{group}/{key}": each for group in groups for key, each in by_path(groups[group]).items()}
 
     def restore(self):
         """Take up the checkpoint, if there is one. Raises UserError if it is broken or of other settings."""
@@ -68,7 +63,12 @@ class Training:
         if state["settings"].get("follows") != self.settings.get("follows"):
             note(f"{self.path} follows other networks than these; starting that stage afresh")
             return
-        self._check(state["settings"])
+        for name, value in self.settings.items():
+            if (saved := state["settings"].get(name)) != value:
+                raise UserError(
+                    f"{self.path}: the interrupted training had {name} {saved}, this one has {value}; rerun with the "
+                    "original flags, or without --resume to start afresh"
+                )
         variables = self._variables()
         saved = {key for key in arrays if not key.startswith("best/")}
         if saved != variables.keys() or any(arrays[key].shape != variables[key].shape for key in saved):
@@ -78,20 +78,6 @@ class Training:
         self.best = {key.removeprefix("best/"): arrays[key] for key in arrays.keys() - saved}
         self.history = state["history"]
         note(f"{self.name}: continuing after epoch {len(self.history)}")
-
-    def _check(self, saved):
-        for name, value in self.settings.items():
-            if saved.get(name) != value:
-                raise UserError(
-                    f"{self.path}: the interrupted training had {name} {saved.get(name)}, this one has {value}; rerun "
-                    "with the original flags, or without --resume to start afresh"
-                )
-
-    def keep_best(self):
-        """Give the model the weights of the best epoch."""
-        for key, variable in by_path(self.model.weights).items():
-            if key in self.best:
-                variable.assign(self.best[key])
 
 
 def by_path(variables):
@@ -160,24 +146,24 @@ def make_step(strategy, gradients, signature):
     return step
 
 
-def fit(training, gradients, read, count, schedule, seed, summarise):
-    """Train for the epochs of a Schedule on the items 0..count-1, which `read` gives (see `stream.feed`).
+def fit(training, gradients, read, count, figures_of, line_of):
+    """Train for all epochs on the items 0..count-1, which `read` gives (see `stream.feed`); returns the Training.
 
-    `gradients` is what `make_step` takes. `summarise` turns its means and sums over an epoch into the epoch's figures
-    and a line to print. If the Training monitors a figure, the model ends with the weights of the best epoch.
+    `gradients` is what `make_step` takes. `figures_of` turns its means and sums over an epoch into the epoch's figures,
+    and `line_of` these into a line to print. If the Training monitors a figure, the model ends with the weights of the
+    best epoch.
     """
-    strategy, step, batch_size = tf.distribute.get_strategy(), None, schedule.batch_size
-    settings = {**training.settings, "epochs": schedule.epochs, "follows": None}
+    strategy, step = tf.distribute.get_strategy(), None
+    epochs, batch_size = training.schedule.epochs, training.schedule.batch_size
+    settings = {**training.settings, "epochs": epochs, "follows": None}
     devices.agree(strategy, settings, training.path, len(training.history))
-    for epoch in range(len(training.history), schedule.epochs):
-        print(f"{training.name}, epoch {epoch + 1}/{schedule.epochs}", flush=True)
-        began = time.perf_counter()
-        order = stream.shuffled(count, batch_size, (seed, epoch))
-        batches, number_of_batches = stream.feed(strategy, read, order, (seed, epoch))
+    for epoch in range(len(training.history), epochs):
+        print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
+        began, seed = time.perf_counter(), (training.seed, epoch)
+        batches, number_of_batches = stream.feed(strategy, read, stream.shuffled(count, batch_size, seed), seed)
         step = step or make_step(strategy, gradients, batches.element_spec)
-        progress = keras.utils.Progbar(
-            number_of_batches, verbose=1 if sys.stdout.isatty() else 2, stateful_metrics=["loss"]
-        )
+        verbose = 1 if sys.stdout.isatty() else 2
+        progress = keras.utils.Progbar(number_of_batches, verbose=verbose, stateful_metrics=["loss"])
         totals, fed = {}, min(count, number_of_batches * batch_size)
         for number, batch in enumerate(batches):
             weight = min(batch_size, fed - number * batch_size) / fed
@@ -185,17 +171,27 @@ def fit(training, gradients, read, count, schedule, seed, summarise):
                 value = np.asarray(value, np.float64)
                 totals[name] = totals.get(name, 0) + (value if name.endswith("counts") else weight * value)
             progress.update(number + 1, [("loss", totals["loss"] * fed / min(fed, (number + 1) * batch_size))])
-        figures, line = summarise(totals)
+        figures = figures_of(totals)
         training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
-        print(f"  {line}", flush=True)
-    training.keep_best()
+        print(f"  {line_of(figures)}", flush=True)
+    for key, variable in by_path(training.model.weights).items():
+        if key in training.best:
+            variable.assign(training.best[key])
+    return training
 
 
-def with_validation(totals, evaluate, count):
-    """Return an epoch's figures: the `totals`, and the means over 0..count-1 of what `evaluate` gives for each part."""
-    figures = {name: float(value) for name, value in totals.items()}
-    figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
-    for part in stream.parts(count):
-        for name, value in evaluate(part).items():
-            figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
-    return figures
+def validator(loss, *arrays):
+    """Return what `fit` takes as `figures_of`: it adds to the totals the mean figures of a loss on held-out arrays."""
+    count = len(arrays[0])
+    signature = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays]
+    evaluate = tf.function(lambda *batch: loss(*batch)[1], input_signature=signature)
+
+    def figures_of(totals):
+        figures = {name: float(value) for name, value in totals.items()}
+        figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
+        for part in stream.parts(count):
+            for name, value in evaluate(*(array[part] for array in arrays)).items():
+                figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
+        return figures
+
+    return figures_of

@@ -48,25 +48,21 @@ def show():
 
 def trainings(content):
     """Return the training plots {stage: figure} of what config.json says of a set of weights."""
-    figures = {stage: plot_history(panels, content[stage]) for stage, panels in TRAININGS.items() if stage in content}
+    figures = {}
+    for stage in [stage for stage in TRAININGS if stage in content]:
+        history, best_epoch = content[stage]["history"], content[stage]["best_epoch"]
+        figures[stage], axes = plt.subplots(1, 2, figsize=(11, 4))
+        for axis, (title, unit, lines) in zip(axes, TRAININGS[stage]):
+            for label, key in lines.items():
+                axis.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], marker=".", label=label)
+            if "validation" in lines:
+                axis.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
+            if len(lines) > 1:
+                axis.legend()
+            axis.set(title=title, xlabel="epoch", ylabel=unit)
+            axis.xaxis.get_major_locator().set_params(integer=True)
     figures["vqvae"].axes[0].set_yscale("log")
     return figures
-
-
-def plot_history(panels, training):
-    """Plot the history of a stage by epoch, in panels as TRAININGS describes them."""
-    history, best_epoch = training["history"], training["best_epoch"]
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4))
-    for axis, (title, unit, lines) in zip(axes, panels):
-        for label, key in lines.items():
-            axis.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], marker=".", label=label)
-        if "validation" in lines:
-            axis.axvline(best_epoch, color="grey", linestyle=":", label=f"epoch kept ({best_epoch})")
-        if len(lines) > 1:
-            axis.legend()
-        axis.set(title=title, xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    return figure
 
 
 def grey_pictures(images):

@@ -3,14 +3,8 @@
 import math
 
 from modules import code_usage
-from keras import ops  # isort: skip
 
 SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix) of the two groups of figures
-
-
-def code_counts(codes, num_embeddings):
-    """Return how often each code (K,) occurs in codes (N, h, w), as a tensor."""
-    return ops.sum(ops.one_hot(codes, num_embeddings), axis=(0, 1, 2))
 
 
 def with_code_usage(totals):
@@ -35,18 +29,16 @@ def vqvae_line(figures):
 
 def prior_line(figures, num_embeddings):
     """Say the figures of a prior over so many codes."""
-    said = [
-        f"{side}: loss {(nats := figures[prefix + 'loss']):.4f} ({nats / math.log(2):.3f} bits a code), "
-        f"accuracy {figures[prefix + 'accuracy']:.3f}; "
-        for side, prefix in SIDES
-    ]
-    return f"{''.join(said)}a uniform guess: {math.log2(num_embeddings):g} bits"
+    line = ""
+    for side, prefix in SIDES:
+        nats, accuracy = figures[prefix + "loss"], figures[prefix + "accuracy"]
+        line += f"{side}: loss {nats:.4f} ({nats / math.log(2):.3f} bits a code), accuracy {accuracy:.3f}; "
+    return f"{line}a uniform guess: {math.log2(num_embeddings):g} bits"
 
 
 def critic_line(figures):
     """Say the figures of a critic."""
-    said = [
-        f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart; "
-        for side, prefix in SIDES
-    ]
-    return f"{''.join(said)}a guess: {math.log(2):.4f}, 50%"
+    line = ""
+    for side, prefix in SIDES:
+        line += f"{side}: loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.1%} told apart; "
+    return f"{line}a guess: {math.log(2):.4f}, 50%"

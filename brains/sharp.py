@@ -7,10 +7,9 @@ Zeghidour et al. 2021, SoundStream, arXiv 2107.03312 (revival of unused codes)
 
 import numpy as np
 
-from brains.backend import keras, tf
+from brains.backend import keras, layers, ops, tf
 from brains.layers import SafeConv2D, SafeConv2DTranspose, detail
-from modules import VQVAE, VectorQuantizer
-from keras import layers, ops  # isort: skip
+from modules import VQVAE, VectorQuantizer, build_encoder
 
 REVIVE = 0.1  # of the usual number of latents: a codebook vector that stands for fewer is replaced
 
@@ -45,13 +44,9 @@ class MovingAverageQuantizer(VectorQuantizer):
     def _follow(self, latents, codes):
         """Move the codebook towards latents (M, D) whose nearest codes are (M,)."""
         replicas = tf.distribute.get_replica_context()
-        counts, sums = replicas.all_reduce(
-            "sum",
-            [
-                ops.segment_sum(ops.ones_like(latents[:, 0]), codes, self.num_embeddings),
-                ops.segment_sum(latents, codes, self.num_embeddings),
-            ],
-        )
+        values = [ops.ones_like(latents[:, 0]), latents]
+        sums_by_code = [ops.segment_sum(each, codes, self.num_embeddings) for each in values]
+        counts, sums = replicas.all_reduce("sum", sums_by_code)
         total = ops.sum(counts)
         usual = total / self.num_embeddings
         counts = self.decay * self.counts + (1 - self.decay) * counts
@@ -91,23 +86,6 @@ class Residual(layers.Layer):
         return inputs + self.narrow(self.wide(ops.relu(inputs)))
 
 
-def build_encoder(config):
-    """Return the network from slices (128, 128, 1) to latents (16, 16, 32); sizes by a SharpVQVAEConfig."""
-    return keras.Sequential(
-        [
-            keras.Input((config.size, config.size, 1)),
-            *[
-                SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}")
-                for i, filters in enumerate(config.filters)
-            ],
-            SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"),
-            *[Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)],
-            SafeConv2D(config.latent_dim, 1, name="latents"),
-        ],
-        name="encoder",
-    )
-
-
 def build_decoder(config):
     """Return the network from quantized latents (16, 16, 32) to slices (128, 128, 1); sizes by a SharpVQVAEConfig."""
     grid = config.size // 2 ** len(config.decoder_filters)
@@ -116,24 +94,19 @@ def build_decoder(config):
         upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
         if i < len(config.decoder_filters) - 1:  # at full size blocks would cost more than everything else
             upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
-    return keras.Sequential(
-        [
-            keras.Input((grid, grid, config.latent_dim)),
-            SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"),
-            *[Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)],
-            *upward,
-            SafeConv2DTranspose(1, 3, name="image"),
-        ],
-        name="decoder",
-    )
+    parts = [keras.Input((grid, grid, config.latent_dim))]
+    parts.append(SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"))
+    parts += [Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)]
+    parts += [*upward, SafeConv2DTranspose(1, 3, name="image")]
+    return keras.Sequential(parts, name="decoder")
 
 
 def build_vqvae(config):
-    """Return the VQVAE that a SharpVQVAEConfig describes."""
-    encoder = build_encoder(config)
-    quantizer = MovingAverageQuantizer(
-        config.num_embeddings, config.latent_dim, config.commitment_cost, config.codebook_decay, name="quantizer"
-    )
+    """Return the VQVAE that a SharpVQVAEConfig describes; its latents are (16, 16, 32)."""
+    blocks = (Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks))
+    encoder = build_encoder(config, blocks)
+    sizes, rates = (config.num_embeddings, config.latent_dim), (config.commitment_cost, config.codebook_decay)
+    quantizer = MovingAverageQuantizer(*sizes, *rates, name="quantizer")
     quantizer.build(encoder.output_shape)
     return VQVAE(config, encoder, quantizer, build_decoder(config))
 
@@ -192,8 +165,7 @@ class GatedPixelCNN(keras.Model):
     def __init__(self, config):
         super().__init__(name="pixelcnn")
         self.config, self.grid, self.num_embeddings = config, config.grid, config.num_embeddings
-        self.levels = config.levels
-        filters, dropout = config.filters, config.dropout
+        self.levels, filters, dropout = config.levels, config.filters, config.dropout
         self.embedding = layers.Embedding(config.num_embeddings, filters, name="embedding")
         # in float32, because their gradients are sums over positions or grids
         self.level = layers.Embedding(config.levels, filters, dtype="float32", name="level")
@@ -233,18 +205,14 @@ class Discriminator(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(
-            name="discriminator", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
+        # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="discriminator", dtype="float32")
         filters = config.filters
-        self.scales = [
-            [
-                *[SafeConv2D(count, 4, strides=2, name=f"scale_{scale}_down_{i}") for i, count in enumerate(filters)],
-                SafeConv2D(filters[-1], 3, name=f"scale_{scale}_wide"),
-                SafeConv2D(1, 3, dtype="float32", name=f"scale_{scale}_logits"),
-            ]
-            for scale in range(2)
-        ]
+        self.scales = []
+        for scale in ("scale_0", "scale_1"):
+            parts = [SafeConv2D(count, 4, strides=2, name=f"{scale}_down_{i}") for i, count in enumerate(filters)]
+            parts.append(SafeConv2D(filters[-1], 3, name=f"{scale}_wide"))
+            self.scales.append([*parts, SafeConv2D(1, 3, dtype="float32", name=f"{scale}_logits")])
         for scale in self.scales:
             for layer, channels in zip(scale, (3, *filters, filters[-1])):
                 layer.build((None, None, None, channels))
@@ -270,20 +238,16 @@ class Critic(keras.Model):
     """
 
     def __init__(self, config):
-        super().__init__(
-            name="critic", dtype="float32"
-        )  # the convolutions follow the policy, but not the detail of the images
+        # the convolutions follow the policy, but not the detail of the images
+        super().__init__(name="critic", dtype="float32")
         self.config = config
-        last = config.filters[-1]
-        self.features = [
-            *[SafeConv2D(count, 4, strides=2, name=f"down_{i}") for i, count in enumerate(config.filters)],
-            SafeConv2D(last, 3, name="wide"),
-        ]
+        self.features = [SafeConv2D(n, 4, strides=2, name=f"down_{i}") for i, n in enumerate(config.filters)]
+        self.features.append(SafeConv2D(config.filters[-1], 3, name="wide"))
         self.dropout = layers.Dropout(config.dropout, dtype="float32", name="dropout")
         self.head = layers.Dense(1, dtype="float32", name="head")
         for layer, channels in zip(self.features, (2, *config.filters)):
             layer.build((None, None, None, channels))
-        self.head.build((None, last))
+        self.head.build((None, config.filters[-1]))
         self.built = True
 
     def call(self, images, training=False):

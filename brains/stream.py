@@ -1,4 +1,4 @@
-"""Slices and codes as streams, in memory or beyond it: kept in a Store, shuffled by a seed, fed to all devices."""
+"""Slices and codes as streams, in memory or beyond it: kept in a Store, shuffled, changed by a seed, fed to devices."""
 
 import math
 
@@ -6,9 +6,8 @@ import numpy as np
 
 import dataset
 from brains import config
-from brains.augment import Draws
 from brains.backend import tf
-from brains.cli import UserError, reason
+from brains.cli import UserError, writing
 from modules import BATCH
 
 
@@ -44,13 +43,9 @@ class Store:
             self.kept[chosen] = items
 
     def _write(self, content, place, mode):
-        try:
-            with open(self.path, mode) as file:
-                file.seek(place)
-                file.write(content)
-        except OSError as error:
-            message = f"{self.path}: cannot be written ({reason(error)}); free some space and run again"
-            raise UserError(message) from error
+        with writing(self.path), open(self.path, mode) as file:
+            file.seek(place)
+            file.write(content)
 
 
 def store_of_images(count, path, limit=None):
@@ -58,15 +53,9 @@ def store_of_images(count, path, limit=None):
 
     Their values are quarters of grey values. Kept as such they take half the size of floats and lose nothing.
     """
-
-    def quarters(images):
-        return np.round((images + np.float32(0.5)) * 1020)
-
-    def images(quarters):
-        return quarters / np.float32(1020) - np.float32(0.5)
-
-    shape = (count, config.SIZE, config.SIZE, 1)
-    return Store(shape, np.uint16, path, limit, unpacked=images, packed=quarters)
+    shape, half, steps = (count, config.SIZE, config.SIZE, 1), np.float32(0.5), np.float32(1020)
+    how = {"unpacked": lambda kept: kept / steps - half, "packed": lambda images: np.round((images + half) * steps)}
+    return Store(shape, np.uint16, path, limit, **how)
 
 
 def open_split(split, folder, data=None, url=None):
@@ -90,13 +79,41 @@ def parts(count):
 
 
 def moments(images, chosen):
-    """Return the mean (128, 128, 1) float64 of the chosen images and the variance of their pixels."""
+    """Return the mean (128, 128, 1) float64 of the chosen images and the variance of their pixels.
+
+    Raises UserError if they are almost constant.
+    """
     total, squares = 0, 0
     for part in parts(len(chosen)):
         batch = images[chosen[part]].astype(np.float64)
         total, squares = total + batch.sum(axis=0), squares + np.sum(batch**2)
     mean = total / len(chosen)
-    return mean, float(squares / len(chosen) / mean.size - mean.mean() ** 2)
+    variance = float(squares / len(chosen) / mean.size - mean.mean() ** 2)
+    if variance < 1e-6:
+        raise UserError("the training slices are almost constant; nothing can be learned from them")
+    return mean, variance
+
+
+def drawn(seed, count):
+    """Return uniform numbers (count, 4) in [0, 1) that decide changes of images, whichever worker applies them.
+
+    The first of an image decides whether it is flipped, the second whether it is moved, the others by how much.
+    """
+    return np.random.default_rng(seed).random((count, 4))
+
+
+def flip_half(images, draws):
+    """Flip each image (N, H, W, 1) with probability 1/2 along the vertical axis: left and right of the head."""
+    return np.where(draws[:, 0, None, None, None] < 0.5, images[:, ::-1], images)
+
+
+def move_half(images, draws):
+    """Move each image (N, H, W, 1) with probability 1/2 by -1, 0 or 1 pixel along both axes."""
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    corners = np.where(draws[:, 1, None] < 0.5, (3 * draws[:, 2:]).astype(int), 1)
+    places = zip(padded, corners)
+    return np.stack([image[top : top + height, left : left + width] for image, (top, left) in places])
 
 
 def shuffled(count, batch_size, seed):
@@ -109,7 +126,7 @@ def feed(strategy, read, batches, seed):
     """Return the batches as `strategy` takes them, and their number.
 
     Each replica gets its part of a batch, and the share of the batch that this part is. `read(indices, draws)` gives
-    the arrays of some items, for which it may use the Draws, which the seed decides. A batch with fewer items than
+    the arrays of some items, for which it may use what is `drawn` by the seed. A batch with fewer items than
     replicas is left out; UserError is raised if that leaves none.
     """
     replicas = strategy.num_replicas_in_sync
@@ -122,9 +139,9 @@ def feed(strategy, read, batches, seed):
 
         def part(number):
             batch, replica = batches[number // here], context.input_pipeline_id * here + number % here
-            draws = Draws.of((*seed, number // here), len(batch))
+            draws = drawn((*seed, number // here), len(batch))
             mine = np.array_split(np.arange(len(batch)), context.num_replicas_in_sync)[replica]
-            return np.float32(len(mine) / len(batch)), *read(batch[mine], draws.take(mine))
+            return np.float32(len(mine) / len(batch)), *read(batch[mine], draws[mine])
 
         example = part(0)
         types = [value.dtype for value in example]

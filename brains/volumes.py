@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 from PIL import Image
 
-from brains.cli import FREE_SPACE, UserError, make_folder, note, reason, short
+from brains.cli import UserError, make_folder, note, reason, short, writing
 from brains.config import LEVELS, ROOT, TOP_FOLDER
 from brains.names import is_litter, natural_order, split_folder
 
@@ -73,22 +73,21 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     load_reference()  # if it is missing, no volume is to blame
     staging = target / ".slicing"
     try:
-        rows = _cut_all(found, folder, staging, orientation)
-        if not rows:
-            raise UserError(f"{folder}: none of its {len(found)} volumes can be used")
-        split_of = split_people([row.person for row in rows], seed)
-        rows = [row._replace(split=split_of[row.person]) for row in rows]
-        for row in rows:
-            split = staging / split_folder(row.split)
-            split.mkdir(exist_ok=True)
-            for path in (staging / row.case).iterdir():
-                path.rename(split / path.name)
-            (staging / row.case).rmdir()
-        with open(target / "cases.csv", "w", newline="") as file:
-            csv.writer(file).writerows([Row._fields, *rows])
-        staging.rename(target / TOP_FOLDER)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
+        with writing(target):
+            rows = _cut_all(found, folder, staging, orientation)
+            if not rows:
+                raise UserError(f"{folder}: none of its {len(found)} volumes can be used")
+            split_of = split_people([row.person for row in rows], seed)
+            rows = [row._replace(split=split_of[row.person]) for row in rows]
+            for row in rows:
+                split = staging / split_folder(row.split)
+                split.mkdir(exist_ok=True)
+                for path in (staging / row.case).iterdir():
+                    path.rename(split / path.name)
+                (staging / row.case).rmdir()
+            with open(target / "cases.csv", "w", newline="") as file:
+                csv.writer(file).writerows([Row._fields, *rows])
+            staging.rename(target / TOP_FOLDER)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return rows
@@ -99,9 +98,8 @@ def _cut_all(found, folder, staging, orientation):
     from tqdm import tqdm
 
     rows = []
-    for case, (path, person, session) in tqdm(
-        [*zip(case_names(found), found)], desc="slicing", unit="volume", disable=None
-    ):
+    cases = zip(case_names(found), found)
+    for case, (path, person, session) in tqdm(cases, "slicing", len(found), unit="volume", disable=None):
         try:
             slices, likeness, scale = cut(*load_volume(path, orientation))
         except UserError as error:

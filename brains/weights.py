@@ -6,14 +6,14 @@ every file of weights, and which networks were trained on which, so that files o
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import modules
 from brains import config, sharp
-from brains.cli import FREE_SPACE, UsageError, UserError, reason, short
+from brains.backend import keras
+from brains.cli import UsageError, UserError, short, writing
 from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
@@ -100,12 +100,29 @@ def load_temperature(folder):
 def build(network):
     """Return the network that {"class": name, ...} describes. Raises KeyError or TypeError if it describes none."""
     config_class, builder = NETWORKS[network["class"]]
-    return builder(config.from_json(config_class, {key: network[key] for key in network if key != "class"}))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in network.items()}  # from JSON
+    return builder(config_class(**{key: value for key, value in values.items() if key != "class"}))
 
 
 def describe(model):
     """Return the dict from which `build` makes a network like `model`."""
     return {"class": type(model.config).__name__.removesuffix("Config"), **asdict(model.config)}
+
+
+def copy_of(vqvae):
+    """Return another VQVAE with the same weights, built by the dtype policy in force."""
+    copy = build(describe(vqvae))
+    copy.set_weights(vqvae.get_weights())
+    return copy
+
+
+def as_used(vqvae):
+    """Return a copy of a VQVAE in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    copy = copy_of(vqvae)
+    keras.config.set_dtype_policy(policy)
+    return copy
 
 
 def _load(folder, part, content, remedy=REMEDY):
@@ -131,7 +148,7 @@ def save_set(folder, models, content, mean_image):
     of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image.
     """
     staging = make_staging(folder)
-    try:
+    with writing(short(folder)):
         for part, model in models.items():
             path = staging / weights_file(part)
             model.save_weights(path)
@@ -141,8 +158,6 @@ def save_set(folder, models, content, mean_image):
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
-    except OSError as error:
-        raise UserError(f"{short(folder)}: cannot be written ({reason(error)}); {FREE_SPACE}") from error
 
 
 def make_staging(folder):
@@ -154,17 +169,10 @@ def make_staging(folder):
     if strangers:
         raise UserError(f"{folder}: would be replaced, but holds other files ({strangers[0]}); name another --models")
     staging = _beside(folder, "tmp")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    with writing(staging, "name another folder with --models"):
         staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{staging}: cannot be written ({reason(error)}); name another folder with --models") from error
     return staging
-
-
-def checkpoint_folder(folder):
-    """Return where a training that will write the set in `folder` keeps its checkpoints."""
-    return Path(os.path.abspath(folder) + ".checkpoint")
 
 
 def _beside(folder, ending):

@@ -4,8 +4,7 @@ import numpy as np
 from plain import VARIANCE, plain_ssim
 
 import modules
-import train
-from brains import adversarial, config, critic, loop, reconstruction, sharp, stages
+from brains import config, loop, sharp, stages, weights
 from brains.backend import keras, tf
 
 FAITHFUL, SHARP = config.PRESETS["faithful"], config.PRESETS["sharp"]
@@ -29,7 +28,10 @@ def our_vqvae_step(policy, images):
     model = modules.build_vqvae(FAITHFUL.vqvae_network)
     keras.config.set_dtype_policy("float32")
     training = in_training(model, FAITHFUL.vqvae)
-    return compiled(loop.gradients_of(training, lambda batch: train.vqvae_loss(model, VARIANCE, batch)), images), model
+    return (
+        compiled(loop.gradients_of(training, lambda batch: modules.vqvae_loss(model, VARIANCE, batch)), images),
+        model,
+    )
 
 
 def our_pixelcnn_step(policy, codes):
@@ -38,7 +40,7 @@ def our_pixelcnn_step(policy, codes):
     model = modules.PixelCNN(FAITHFUL.prior_network)
     keras.config.set_dtype_policy("float32")
     training = in_training(model, FAITHFUL.pixelcnn)
-    return compiled(loop.gradients_of(training, lambda batch: train.pixelcnn_loss(model, batch)), codes), model
+    return compiled(loop.gradients_of(training, lambda batch: modules.prior_loss(model, batch)), codes), model
 
 
 def blocking(step, *batch):
@@ -64,32 +66,32 @@ def sharp_steps(images):
     optimizer = keras.optimizers.Adam(SHARP.discriminator_learning_rate, beta_1=0.5)
     optimizer.build(discriminator.trainable_variables)
     first, second = (in_training(vqvae, schedule) for schedule in (SHARP.vqvae, SHARP.adversarial))
-    frozen = reconstruction.copy_of(vqvae)
+    frozen = weights.copy_of(vqvae)
     return {
         "vqvae": (
-            loop.gradients_of(first, lambda batch: stages.vqvae_loss(vqvae, VARIANCE, SHARP.ssim_weight, batch)),
+            loop.gradients_of(first, lambda batch: modules.vqvae_loss(vqvae, VARIANCE, batch, SHARP.ssim_weight)),
             (images,),
             vqvae,
             vqvae_loss,
         ),
         "adversarial": (
-            adversarial.adversarial_gradients(second, frozen, discriminator, optimizer, SHARP, VARIANCE),
+            stages.adversarial_gradients(second, frozen, discriminator, optimizer, SHARP, VARIANCE),
             (images,),
             vqvae,
             None,
         ),
         "pixelcnn": (
-            loop.gradients_of(in_training(prior, SHARP.pixelcnn), lambda *batch: stages.prior_loss(prior, *batch)),
+            loop.gradients_of(in_training(prior, SHARP.pixelcnn), lambda *batch: modules.prior_loss(prior, *batch)),
             (codes, levels),
             prior,
-            lambda *batch: stages.prior_loss(prior, *batch)[0],
+            lambda *batch: modules.prior_loss(prior, *batch)[0],
         ),
         "critic": (
             loop.gradients_of(
-                in_training(judge, SHARP.critic), lambda *batch: critic.critic_loss(judge, vqvae, *batch)
+                in_training(judge, SHARP.critic), lambda *batch: stages.critic_loss(judge, vqvae, *batch)
             ),
             (codes, codes[::-1]),
             judge,
-            lambda *batch: critic.critic_loss(judge, vqvae, *batch)[0],
+            lambda *batch: stages.critic_loss(judge, vqvae, *batch)[0],
         ),
     }

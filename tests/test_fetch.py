@@ -7,7 +7,7 @@ import pytest
 from conftest import serve
 
 import dataset
-from brains import config, download, unpack
+from brains import archives, config
 from brains.cli import UserError
 
 
@@ -15,7 +15,7 @@ from brains.cli import UserError
 def kept(monkeypatch, tmp_path):
     """The data folder of a test. No test writes to the real one, reaches a real address or waits between attempts."""
     monkeypatch.setattr(dataset, "SOURCES", ())
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(archives.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(config, "DATASET", tmp_path / "dataset")
     return config.DATASET
 
@@ -109,7 +109,7 @@ def full_disk(monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpack, "_extract", full)
+        patch.setattr(archives, "_extract", full)
         yield patch.undo
 
 
@@ -148,7 +148,7 @@ def test_broken_transfer_starts_anew_where_the_server_has_no_range(server):
 
 
 def test_transfer_of_an_earlier_run_is_continued(server):
-    server.cuts = download.ATTEMPTS
+    server.cuts = archives.ATTEMPTS
     with pytest.raises(UserError, match="gave up after 4 attempts"):
         dataset.load_split("test", url=f"{server.url}/cut")
     assert not fetched()
@@ -160,7 +160,7 @@ def test_transfer_of_an_earlier_run_is_continued(server):
     "path, words, requests",
     [
         ("/404", "HTTP status 404", 1),
-        ("/500", "HTTP status 500", download.ATTEMPTS),
+        ("/500", "HTTP status 500", archives.ATTEMPTS),
         ("/page", "not a zip but a web page", 1),
         ("/garbage", "neither a folder nor a sound zip", 1),
     ],

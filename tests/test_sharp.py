@@ -9,7 +9,7 @@ from builders import make_gated, make_sharp_vqvae, make_vqvae
 from conftest import brains
 from keras import ops
 
-from brains import config, critic, jobs, loop, sampling, sharp
+from brains import config, jobs, loop, sampling, sharp, stages
 
 
 def test_codebook_with_decay_follows_the_mean_of_its_latents():
@@ -97,7 +97,8 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
             preset="sharp",
             images=slices,
             levels=levels,
-            held_out=held_out,
+            seen=np.flatnonzero(~held_out),
+            unseen=np.flatnonzero(held_out),
             held_out_cases=[],
             digest_of_slices="",
             validation_share=0.1,
@@ -107,7 +108,7 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
             checkpoints=tmp_path,
             scratch=tmp_path,
         )
-        training = critic.train_critic(job, preset, vqvae, pixelcnn, vqvae.encode(slices))
+        training = stages.train_critic(job, preset, vqvae, pixelcnn, vqvae.encode(slices))
         histories.append([[epoch[key] for epoch in training.history] for key in ("loss", "validation_loss")])
     assert sorted(asked[:6]) == [0, 0, 1, 1, 2, 2] and asked[6:8] == [3, 3]
     assert histories[0][0] == histories[1][0] and histories[0][1] != histories[1][1]
@@ -121,13 +122,13 @@ def test_critic_learns_which_codes_are_real():
     vqvae.quantizer.codebook.assign(np.where(np.arange(128)[:, None] < 64, 1.0, -1.0) * np.ones(16, np.float32))
     step = loop.gradients_of(
         loop.Training("critic", model, keras.optimizers.Adam(1e-2), None, {}),
-        lambda *codes: critic.critic_loss(model, vqvae, *codes),
+        lambda *codes: stages.critic_loss(model, vqvae, *codes),
     )
-    assert float(critic.critic_loss(model, vqvae, real, false)[1]["loss"]) == pytest.approx(np.log(2), abs=0.2)
+    assert float(stages.critic_loss(model, vqvae, real, false)[1]["loss"]) == pytest.approx(np.log(2), abs=0.2)
     for _ in range(60):
         ((optimizer, gradients, variables),), _ = step(real, false)
         optimizer.apply(gradients, variables)
-    figures = critic.critic_loss(model, vqvae, real, false)[1]
+    figures = stages.critic_loss(model, vqvae, real, false)[1]
     assert figures["loss"] < 0.1 and figures["accuracy"] == 1
     assert (np.asarray(model(vqvae.decode(real))) > 0).all() and (np.asarray(model(vqvae.decode(false))) < 0).all()
 

@@ -5,9 +5,9 @@ import pytest
 
 import dataset
 from brains import config, stream
-from brains.augment import Draws, flip_half, move_half
 from brains.backend import tf
 from brains.cli import UserError
+from brains.stream import drawn, flip_half, move_half
 
 
 @pytest.mark.parametrize("cache", [config.CACHE, 0], ids=["memory", "file"])
@@ -72,7 +72,7 @@ def test_mean_and_variance_of_a_stream_are_those_of_the_array(miniature, tmp_pat
 def test_half_of_the_slices_are_moved_by_a_pixel():
     images = np.zeros((4000, 9, 9, 1), np.float32)
     images[:, 4, 4] = 1
-    places = np.argmax(move_half(images, Draws.of(0, 4000)).reshape(4000, 81), axis=1)
+    places = np.argmax(move_half(images, drawn(0, 4000)).reshape(4000, 81), axis=1)
     counts = np.bincount(places, minlength=81).reshape(9, 9)
     assert counts.sum() == counts[3:6, 3:6].sum() and counts[4, 4] / 4000 == pytest.approx(5 / 9, abs=0.03)
     assert np.delete(counts[3:6, 3:6].ravel(), 4) / 4000 == pytest.approx(1 / 18, abs=0.02)
