@@ -1,4 +1,4 @@
-"""The networks and their losses: a VQ-VAE of slices and codes, a PixelCNN that learns the codes, and SSIM.
+"""The networks: a VQ-VAE that turns slices into codes and back, a PixelCNN that learns the codes, and SSIM.
 
 A slice (128, 128, 1) goes through the encoder to an (8, 8, 16) grid of latent vectors. The vector quantizer replaces
 each latent vector by the nearest of 128 codebook vectors, so the slice is now an (8, 8) grid of integers, its code
@@ -148,21 +148,6 @@ def in_batches(function, array):
     return np.concatenate([np.asarray(function(array[i : i + BATCH])) for i in starts])
 
 
-def vqvae_loss(vqvae, variance, images, ssim_weight=0.0):
-    """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
-
-    The squared error is divided by the variance, so that 1 is the error of always giving the mean pixel. The sharp
-    preset adds `ssim_weight` x (1 - SSIM). Figures are averaged over an epoch; what is named counts is summed.
-    """
-    reconstructions, codes, quantizer_loss = vqvae(images, training=True)
-    reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
-    loss = reconstruction_loss + quantizer_loss
-    if ssim_weight:
-        loss += ssim_weight * (1 - ops.mean(ssim_tensor(images, reconstructions)))
-    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
-    return loss, figures | {"code_counts": code_counts(codes, vqvae.config.num_embeddings)}
-
-
 def code_counts(codes, num_embeddings):
     """Return how often each code (K,) occurs in codes (N, h, w), as a tensor."""
     return ops.sum(ops.one_hot(codes, num_embeddings), axis=(0, 1, 2))
@@ -263,12 +248,9 @@ def cross_entropy(codes, logits):
     return keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True)
 
 
-def prior_loss(pixelcnn, codes, levels=None, training=True):
-    """Return the loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
-    logits = pixelcnn(codes, levels, training=training)
-    loss = ops.mean(cross_entropy(codes, logits))
-    accuracy = ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
-    return loss, {"loss": loss, "accuracy": accuracy}
+def accuracy(codes, logits):
+    """Return the share of codes (...) that are the likeliest under logits (..., K), a scalar float32."""
+    return ops.mean(ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == codes, "float32"))
 
 
 def categorical(logits, temperature=1.0):

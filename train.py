@@ -4,10 +4,10 @@
     python train.py --preset sharp    train larger models for slices with texture: trained_models/sharp
     python train.py --resume          continue an interrupted training
 
-This file shows the faithful training: `train_faithful` is its order. The losses are in modules.py, beside the networks.
-Epochs, batch sizes and learning rates are in brains/config.py. The sharp training is in brains/stages.py. `loop.fit`
-(brains/loop.py) feeds shuffled batches, applies the gradients on all devices and writes a checkpoint after every epoch.
-The old weights stay in use until the new ones are complete.
+This file shows the faithful training: `train_faithful` is its order, and the two losses stand above it. Epochs, batch
+sizes and learning rates are in brains/config.py. The sharp training is in brains/stages.py. `loop.fit` (brains/loop.py)
+feeds shuffled batches, applies the gradients on all devices and writes a checkpoint after every epoch. The old weights
+stay in use until the new ones are complete.
 """
 
 import argparse
@@ -53,9 +53,29 @@ import numpy as np
 
 import modules
 from brains import jobs, loop, plots, reports, stages, stream
-from brains.backend import keras
+from brains.backend import keras, ops
 from brains.config import FIGURES
 from brains.weights import as_used
+
+
+def vqvae_loss(vqvae, variance, images):
+    """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance.
+
+    The squared error is divided by the variance, so that 1 is the error of always giving the mean pixel. Figures
+    are averaged over an epoch; what is named counts is summed.
+    """
+    reconstructions, codes, quantizer_loss = vqvae(images, training=True)
+    reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+    loss = reconstruction_loss + quantizer_loss
+    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+    return loss, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
+
+
+def pixelcnn_loss(pixelcnn, codes):
+    """Return the loss of a PixelCNN, in nats a code, and its figures, on codes (N, 8, 8)."""
+    logits = pixelcnn(codes)
+    loss = ops.mean(modules.cross_entropy(codes, logits))
+    return loss, {"loss": loss, "accuracy": modules.accuracy(codes, logits)}
 
 
 def train_faithful(job, preset):
@@ -84,7 +104,7 @@ def train_vqvae(job, preset, variance):
     def read(chosen, draws):  # a batch of indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen]]
 
-    gradients = loop.gradients_of(training, functools.partial(modules.vqvae_loss, vqvae, variance))
+    gradients = loop.gradients_of(training, functools.partial(vqvae_loss, vqvae, variance))
     return loop.fit(training, gradients, read, len(job.images), reports.with_code_usage, reports.vqvae_line)
 
 
@@ -100,7 +120,7 @@ def train_pixelcnn(job, preset, vqvae, codes):
     def read(chosen, draws):
         return [codes[job.seen[chosen]]]
 
-    loss = functools.partial(modules.prior_loss, pixelcnn)
+    loss = functools.partial(pixelcnn_loss, pixelcnn)
     gradients = loop.gradients_of(training, loss)
     figures_of = loop.validator(loss, codes[job.unseen])
     line_of = functools.partial(reports.prior_line, num_embeddings=number)

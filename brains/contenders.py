@@ -12,8 +12,7 @@ from brains import config, sampling, weights
 from brains.cli import UserError, note, short
 from brains.config import FIGURES, SIZE
 from brains.fidelity import NEIGHBOURS, slice_set
-from brains.judge import judge_prior
-from brains.memory import Codes, repeats
+from brains.judge import Codes, judge_prior, repeats
 from brains.names import hold_out, is_litter, natural_order, owners
 
 SUFFIXES = set(Image.registered_extensions()) & {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -48,7 +47,7 @@ def read_folders(real_folder, fake_folder, seed):
 Models = namedtuple("Models", "folder content critic training test unseen")
 
 # What a set of models makes at `temperatures`, each slice chosen from so many `candidates`, by column of the table: the
-# SliceSets `generated` and `reconstructed`, and functions that give the Figures of `repeats` from what `memory.nearest`
+# SliceSets `generated` and `reconstructed`, and functions that give the Figures of `repeats` from what `judge.nearest`
 # found; `prior` are the Figures of the codes.
 Made = namedtuple("Made", "temperatures candidates generated reconstructed repeats prior")
 
@@ -100,7 +99,9 @@ def make(models, samples, temperatures, seed):
     vqvae, prior = weights.load_models(models.folder)
     training, test, unseen = models.training, models.test, models.unseen
     held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
-    codes_of_training, held_out_codes = (Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out))
+    codes_of_training, held_out_codes = (
+        Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out)
+    )
     if prior.levels and max(codes_of_training.levels.max(), held_out_codes.levels.max()) >= prior.levels:
         raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
     sets = {"training": codes_of_training.take(~unseen)}

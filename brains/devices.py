@@ -1,5 +1,6 @@
 """One device, several, or several machines: the strategy of a training, and what its workers tell each other."""
 
+import functools
 import hashlib
 import json
 import os

@@ -110,7 +110,7 @@ def ssim_histogram(ssim, split):
 
 
 def draw_nearest(sets, real):
-    """Draw {name: (SliceSet, what `memory.nearest` found)}: slices, real ones (mirrored if so meant), differences."""
+    """Draw {name: (SliceSet, what `judge.nearest` found)}: slices, real ones (mirrored if so meant), differences."""
     figure, axes = plt.subplots(3 * len(sets), NEAREST, figsize=(1.6 * NEAREST, 5.2 * len(sets)), squeeze=False)
     for rows, (name, (slices, found)) in zip(axes.reshape(len(sets), 3, NEAREST), sets.items()):
         correlation, index, mirrored = found

@@ -56,7 +56,15 @@ def train_vqvae(job, preset, mean, variance):
     # the output starts at the mean, since learning it first would overshoot and cost the decoder many of its units
     vqvae.decoder.layers[-1].bias.assign([mean])
     training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(job.seen)))
-    loss = functools.partial(modules.vqvae_loss, vqvae, variance, ssim_weight=preset.ssim_weight)
+
+    def loss(images):
+        reconstructions, codes, quantizer_loss = vqvae(images, training=True)
+        reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+        dissimilarity = 1 - ops.mean(modules.ssim_tensor(images, reconstructions))
+        loss = reconstruction_loss + quantizer_loss + preset.ssim_weight * dissimilarity
+        figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+        return loss, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
+
     return _fit_vqvae(job, training, loop.gradients_of(training, loss), used)
 
 
@@ -156,6 +164,13 @@ def train_adversarial(job, preset, vqvae, variance):
     return _fit_vqvae(job, training, gradients, used)
 
 
+def prior_loss(pixelcnn, codes, levels, training=True):
+    """Return the loss of a prior, in nats a code, and its figures, on codes (N, h, w) of slices of levels (N,)."""
+    logits = pixelcnn(codes, levels, training=training)
+    loss = ops.mean(modules.cross_entropy(codes, logits))
+    return loss, {"loss": loss, "accuracy": modules.accuracy(codes, logits)}
+
+
 def train_prior(job, preset, vqvae, codes):
     """Train a gated PixelCNN on the slices of a Job; returns its Training.
 
@@ -175,10 +190,10 @@ def train_prior(job, preset, vqvae, codes):
         return move_half(flip_half(job.images[chosen], draws), draws), job.levels[chosen]
 
     def loss(images, levels):
-        return modules.prior_loss(pixelcnn, vqvae.quantizer.nearest(vqvae.encoder(images)), levels)
+        return prior_loss(pixelcnn, vqvae.quantizer.nearest(vqvae.encoder(images)), levels)
 
     gradients = loop.gradients_of(training, loss)
-    validation_loss = functools.partial(modules.prior_loss, pixelcnn, training=False)
+    validation_loss = functools.partial(prior_loss, pixelcnn, training=False)
     figures_of = loop.validator(validation_loss, codes[job.unseen], job.levels[job.unseen])
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)

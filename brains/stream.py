@@ -10,6 +10,8 @@ from brains.backend import tf
 from brains.cli import UserError, writing
 from modules import BATCH
 
+DRAWS = np.dtype([("flip", float), ("move", float), ("offset", float, 2)])  # of an image
+
 
 class Store:
     """Items (N, ...), kept as `dtype` in memory up to `limit` bytes and otherwise in a file; written slice by slice.
@@ -95,23 +97,23 @@ def moments(images, chosen):
 
 
 def drawn(seed, count):
-    """Return uniform numbers (count, 4) in [0, 1) that decide changes of images, whichever worker applies them.
+    """Return uniform numbers in [0, 1) that decide how images change, whichever worker changes them.
 
-    The first of an image decides whether it is flipped, the second whether it is moved, the others by how much.
+    They are an array (count,) with the fields `flip` and `move`, whether an image is, and `offset`, by how much.
     """
-    return np.random.default_rng(seed).random((count, 4))
+    return np.random.default_rng(seed).random((count, 4)).view(DRAWS)[:, 0]
 
 
 def flip_half(images, draws):
     """Flip each image (N, H, W, 1) with probability 1/2 along the vertical axis: left and right of the head."""
-    return np.where(draws[:, 0, None, None, None] < 0.5, images[:, ::-1], images)
+    return np.where(draws["flip"][:, None, None, None] < 0.5, images[:, ::-1], images)
 
 
 def move_half(images, draws):
     """Move each image (N, H, W, 1) with probability 1/2 by -1, 0 or 1 pixel along both axes."""
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    corners = np.where(draws[:, 1, None] < 0.5, (3 * draws[:, 2:]).astype(int), 1)
+    corners = np.where(draws["move"][:, None] < 0.5, (3 * draws["offset"]).astype(int), 1)
     places = zip(padded, corners)
     return np.stack([image[top : top + height, left : left + width] for image, (top, left) in places])
 

@@ -12,9 +12,9 @@ from scipy.ndimage import gaussian_filter
 
 import modules
 import ssim
-from brains import config, fidelity, memory
+from brains import config, fidelity
 from brains.fidelity import SliceSet, unit
-from brains.judge import Judge, judge_prior
+from brains.judge import Codes, Judge, judge_prior, nearest, repeats, ssim_of_nearest
 from brains.statistics import bootstrap_interval, mean
 
 
@@ -136,10 +136,10 @@ def test_classifier_without_background_does_not_see_a_faint_one(halves):
 def test_nearest_finds_a_slice_and_its_mirror_image(population):
     queries = population.take([3, 10])
     queries.grey[1] = queries.grey[1][::-1]
-    correlation, index, mirrored = memory.nearest(queries, population)
+    correlation, index, mirrored = nearest(queries, population)
     np.testing.assert_allclose(correlation, 1, atol=1e-5)
     assert index.tolist() == [3, 10] and mirrored[1]
-    np.testing.assert_allclose(memory.ssim_of_nearest(queries, population, index, mirrored), 1, atol=1e-5)
+    np.testing.assert_allclose(ssim_of_nearest(queries, population, index, mirrored), 1, atol=1e-5)
 
 
 def test_planted_copies_are_caught_and_nothing_else(halves):
@@ -151,8 +151,8 @@ def test_planted_copies_are_caught_and_nothing_else(halves):
     for place, source in zip(planted, (0, 50, 100)):
         noisy = real.grey[source][::-1] + rng.normal(0, 1, (128, 128))
         generated.grey[place] = np.clip(np.round(noisy), 0, 255)
-    limit = memory.nearest(held_out, real)[0].max()
-    assert np.flatnonzero(memory.nearest(generated, real)[0] > limit).tolist() == planted
+    limit = nearest(held_out, real)[0].max()
+    assert np.flatnonzero(nearest(generated, real)[0] > limit).tolist() == planted
     figures, _ = Judge(real, held_out, 20, seed=0).memory(generated)
     assert figures["nearer than any held-out"].value == pytest.approx(3 / len(generated.grey))
     assert 3 / len(generated.grey) <= figures["nearer than 95 % of held-out"].value < 0.2
@@ -169,7 +169,7 @@ def test_repeated_grids_are_counted():
     grids[6, 0, :3] += 1  # 3 of 64 codes are 4.7 %
     grids[8] = known[9]
     grids[8, 0, :4] += 1
-    figures = list(memory.repeats(memory.Codes(grids, np.arange(10), None), known).values())
+    figures = list(repeats(Codes(grids, np.arange(10), None), known).values())
     assert figures[0].value == 0.1 and figures[1].value == 0.2
 
 
@@ -185,8 +185,8 @@ def test_prior_of_known_probabilities_costs_what_it_must():
     pixelcnn.head.set_weights([np.zeros_like(kernel), np.log(probabilities)])
     training = np.random.default_rng(0).choice(4, (4000, 2, 2), p=probabilities).astype(np.int32)
     own = np.arange(4000)
-    test = memory.Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
-    sets = {"training": memory.Codes(training, own, np.zeros(4000, np.int32)), "test": test}
+    test = Codes(np.zeros((6, 2, 2), np.int32), np.repeat([0, 1, 2], 2), np.zeros(6, np.int32))
+    sets = {"training": Codes(training, own, np.zeros(4000, np.int32)), "test": test}
     results = judge_prior(pixelcnn, sets, 64)
     assert results["training"]["bits a code"].value == pytest.approx(1.75, abs=0.05)
     assert results["training"]["histogram, bits a code"].value == pytest.approx(1.75, abs=0.05)

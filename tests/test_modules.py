@@ -12,7 +12,6 @@ from brains import config, loop
 from brains.sharp import Discriminator
 from brains.backend import tf
 
-
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
