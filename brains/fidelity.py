@@ -176,10 +176,9 @@ def as_images(slices):
     return unit(slices.grey)[..., None] - np.float32(0.5)
 
 
-def fit_level(real, components):
-    """Fit a linear regression that reads the level of slices; returns a function from SliceSets to (N,) float."""
-    regression = RidgeCV().fit(components(real), real.levels)
-    return lambda slices: regression.predict(components(slices))
+def fit_level(points, levels):
+    """Fit a linear regression from the points (N, D) of slices to levels (N,); returns what predicts them."""
+    return RidgeCV().fit(points, levels).predict
 
 
 def energies(images):

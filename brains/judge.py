@@ -25,23 +25,26 @@ class Judge:
     def __init__(self, real, held_out, count, seed):
         self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
         self.components = fidelity.fit_components(real, seed)
-        self.predict_level = None if real.levels is None else fidelity.fit_level(real, self.components)
+        self.points = self.components(real)
+        self.predict_level = None if real.levels is None else fidelity.fit_level(self.points, real.levels)
         self.nearest_held_out = nearest(held_out, real)[0]
 
     def draw(self, slices, salt=0):
-        chosen = np.random.default_rng((self.seed, salt)).choice(len(slices.grey), self.count, replace=False)
-        return slices.take(np.sort(chosen))
+        """Return the indices of `count` slices."""
+        return np.sort(np.random.default_rng((self.seed, salt)).choice(len(slices.grey), self.count, replace=False))
 
     def likeness(self, slices, real):
         """Return the figures of fidelity and variety of slices against real ones, {row: Figure}."""
-        slices, equal = self.draw(slices), self.draw(real, salt=1)
+        real_points = self.points if real is self.real else self.components(real)
+        chosen = self.draw(real, salt=1)
+        slices, equal = slices.take(self.draw(slices)), real.take(chosen)
         points = self.components(slices)
         pyramids = [fidelity.laplacian_pyramid(fidelity.unit(each.grey)) for each in (slices, equal)]
         distances = fidelity.sliced_wasserstein(*pyramids, self.seed)
         return {
-            "Frechet distance": Figure(fidelity.frechet_distance(points, self.components(real))),
+            "Frechet distance": Figure(fidelity.frechet_distance(points, real_points)),
             **{f"sliced Wasserstein, {128 >> scale} px": Figure(value) for scale, value in enumerate(distances)},
-            **fidelity.neighbourhoods(points, slices.groups, self.components(equal), equal.groups),
+            **fidelity.neighbourhoods(points, slices.groups, real_points[chosen], equal.groups),
             "SSIM of random pairs": fidelity.pair_ssim(slices, self.seed),
             "classifier AUC": fidelity.two_sample_auc(slices, equal, self.seed),
             "classifier AUC, no background": fidelity.two_sample_auc(slices, equal, self.seed, fidelity.BACKGROUND),
@@ -51,7 +54,9 @@ class Judge:
         """Return the error with which a regression reads the level of slices, {row: Figure}, if the level is known."""
         if self.predict_level is None or slices.levels is None:
             return {}
-        return {"level misread by": mean(np.abs(self.predict_level(slices) - slices.levels), slices.groups)}
+        return {
+            "level misread by": mean(np.abs(self.predict_level(self.components(slices)) - slices.levels), slices.groups)
+        }
 
     def memory(self, slices):
         """Return how near slices are to real ones, {row: Figure}, and what `nearest` gave."""
@@ -76,18 +81,17 @@ def judge_prior(pixelcnn, sets, count):
     anywhere = counts.sum(axis=(1, 2), keepdims=True) + 1
     counts = counts + anywhere / anywhere.sum()
     histogram = np.log2(counts / counts.sum(axis=0))
-    logits = tf.function(pixelcnn, reduce_retracing=True)
-
-    def bits(codes, levels):
-        return -np.asarray(modules.categorical(logits(codes, levels)).log_prob(codes)) / np.log(2)
+    nats = tf.function(
+        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
+    )
 
     results = {}
     for name, (codes, groups, levels) in sets.items():
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
         chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:count])
         codes, groups, levels = codes[chosen], groups[chosen], levels[chosen]
-        cost = modules.in_batches(lambda chosen: bits(codes[chosen], levels[chosen]), np.arange(len(codes)))
-        cost = cost.mean(axis=(1, 2))
+        cost = modules.in_batches(lambda chosen: nats(codes[chosen], levels[chosen]), np.arange(len(codes)))
+        cost = cost.mean(axis=(1, 2)) / np.log(2)
         by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
         results[name] = {
             "bits a code": mean(cost, groups),
