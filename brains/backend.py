@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default where there is no AVX-512, but faster there too
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 # TensorFlow's C++ code greets on file descriptor 2 before it reads that variable

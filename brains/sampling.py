@@ -9,9 +9,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from brains import devices
-from brains.backend import tf
+from brains.backend import ops, tf
 from brains.sharp import GatedPixelCNN
-from keras import ops  # isort: skip
 
 FEWEST, MOST = 32, 128  # grids in a batch: what is worth a core of its own, and what fits its cache
 JUDGED = 16  # slices decoded and judged at a time on a core: few, so that they fit its cache

@@ -48,6 +48,16 @@ def train_sharp(job, preset):
     return trainings, mean, variance
 
 
+def vqvae_loss(vqvae, variance, ssim_weight, images):
+    """Return the loss of a VQVAE, and its figures, on images (N, 128, 128, 1) from data of that variance."""
+    reconstructions, codes, quantizer_loss = vqvae(images, training=True)
+    reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
+    loss = reconstruction_loss + quantizer_loss
+    loss += ssim_weight * (1 - ops.mean(modules.ssim_tensor(images, reconstructions)))
+    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+    return loss, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
+
+
 def train_vqvae(job, preset, mean, variance):
     """Train the sharp VQVAE on the slices of a Job, whose mean pixel and variance are given; returns its Training."""
     keras.utils.set_random_seed(job.seed)
@@ -56,15 +66,7 @@ def train_vqvae(job, preset, mean, variance):
     # the output starts at the mean, since learning it first would overshoot and cost the decoder many of its units
     vqvae.decoder.layers[-1].bias.assign([mean])
     training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(job.seen)))
-
-    def loss(images):
-        reconstructions, codes, quantizer_loss = vqvae(images, training=True)
-        reconstruction_loss = ops.mean((images - reconstructions) ** 2) / variance
-        dissimilarity = 1 - ops.mean(modules.ssim_tensor(images, reconstructions))
-        loss = reconstruction_loss + quantizer_loss + preset.ssim_weight * dissimilarity
-        figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
-        return loss, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
-
+    loss = functools.partial(vqvae_loss, vqvae, variance, preset.ssim_weight)
     return _fit_vqvae(job, training, loop.gradients_of(training, loss), used)
 
 

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["NO_PROXY"] = "127.0.0.1"
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+importlib.import_module("brains")  # sets what TensorFlow reads when a test imports it
 SLICES = 8  # of a case in the miniature
 STAGES = ("vqvae", "adversarial", "pixelcnn", "critic")  # of the sharp preset
 

@@ -1,11 +1,10 @@
 """The plain way to do what this program does, as short as it can be written: the references of the benchmark."""
 
 import numpy as np
-from keras import layers, ops
 from PIL import Image
 
 import modules
-from brains.backend import keras, tf
+from brains.backend import keras, layers, ops, tf
 
 VARIANCE = 0.03445  # of the genuine training slices
 

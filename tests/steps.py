@@ -4,6 +4,7 @@ import numpy as np
 from plain import VARIANCE, plain_ssim
 
 import modules
+import train
 from brains import config, loop, sharp, stages, weights
 from brains.backend import keras, tf
 
@@ -29,7 +30,7 @@ def our_vqvae_step(policy, images):
     keras.config.set_dtype_policy("float32")
     training = in_training(model, FAITHFUL.vqvae)
     return (
-        compiled(loop.gradients_of(training, lambda batch: modules.vqvae_loss(model, VARIANCE, batch)), images),
+        compiled(loop.gradients_of(training, lambda batch: train.vqvae_loss(model, VARIANCE, batch)), images),
         model,
     )
 
@@ -40,7 +41,7 @@ def our_pixelcnn_step(policy, codes):
     model = modules.PixelCNN(FAITHFUL.prior_network)
     keras.config.set_dtype_policy("float32")
     training = in_training(model, FAITHFUL.pixelcnn)
-    return compiled(loop.gradients_of(training, lambda batch: modules.prior_loss(model, batch)), codes), model
+    return compiled(loop.gradients_of(training, lambda batch: train.pixelcnn_loss(model, batch)), codes), model
 
 
 def blocking(step, *batch):
@@ -69,7 +70,7 @@ def sharp_steps(images):
     frozen = weights.copy_of(vqvae)
     return {
         "vqvae": (
-            loop.gradients_of(first, lambda batch: modules.vqvae_loss(vqvae, VARIANCE, batch, SHARP.ssim_weight)),
+            loop.gradients_of(first, lambda batch: stages.vqvae_loss(vqvae, VARIANCE, SHARP.ssim_weight, batch)),
             (images,),
             vqvae,
             vqvae_loss,
@@ -81,10 +82,10 @@ def sharp_steps(images):
             None,
         ),
         "pixelcnn": (
-            loop.gradients_of(in_training(prior, SHARP.pixelcnn), lambda *batch: modules.prior_loss(prior, *batch)),
+            loop.gradients_of(in_training(prior, SHARP.pixelcnn), lambda *batch: stages.prior_loss(prior, *batch)),
             (codes, levels),
             prior,
-            lambda *batch: modules.prior_loss(prior, *batch)[0],
+            lambda *batch: stages.prior_loss(prior, *batch)[0],
         ),
         "critic": (
             loop.gradients_of(
