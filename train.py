@@ -36,6 +36,8 @@ def parse_arguments(arguments=None):
     add("--precision", choices=("auto", "float32", "mixed_bfloat16"), default="auto", help=meaning)
     meaning = "give the same result to the bit for the same seed and machine; slower on GPUs"
     add("--deterministic", action="store_true", help=meaning)
+    meaning = "start of the codebook: centres of latents, or random as in the tutorials (default: faithful kmeans)"
+    add("--codebook-init", choices=("kmeans", "uniform"), help=meaning)
     cli.add_data_arguments(parser)
     cli.add_model_arguments(parser)
     args = parser.parse_args(arguments)
@@ -54,6 +56,7 @@ import numpy as np
 import modules
 from brains import jobs, loop, plots, reports, stages, stream
 from brains.backend import keras, ops
+from brains.codebook import cluster_latents
 from brains.config import FIGURES
 from brains.weights import as_used
 
@@ -69,6 +72,15 @@ def vqvae_loss(vqvae, variance, images):
     loss = reconstruction_loss + quantizer_loss
     figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
     return loss, figures | {"code_counts": modules.code_counts(codes, vqvae.config.num_embeddings)}
+
+
+def warm_up_loss(vqvae, variance, images):
+    """Return what `vqvae_loss` returns, but of the VQVAE without its quantizer: an autoencoder."""
+    reconstructions = vqvae.paint(vqvae.encoder(images, training=True))
+    nothing = 0 * ops.sum(vqvae.quantizer.codebook)  # so that the codebook has a gradient
+    loss = ops.mean((images - reconstructions) ** 2) / variance + nothing
+    figures = {"loss": loss, "reconstruction_loss": loss, "quantizer_loss": nothing}
+    return loss, figures | {"code_counts": ops.zeros(vqvae.config.num_embeddings)}
 
 
 def pixelcnn_loss(pixelcnn, codes):
@@ -95,17 +107,33 @@ def train_faithful(job, preset):
 
 
 def train_vqvae(job, preset, variance):
-    """Train the faithful VQVAE on all slices of a Job, whose variance is given; returns its Training."""
+    """Train the faithful VQVAE on all slices of a Job, whose variance is given; returns its Training.
+
+    A codebook that starts at random lies far from the latents, so that a few of its vectors are nearest to all of them
+    and the others are never used. It starts from the latents' own centres here, after a warm-up without quantization.
+    """
     keras.utils.set_random_seed(job.seed)
     vqvae = modules.build_vqvae(preset.vqvae_network)
     adam = keras.optimizers.Adam(preset.vqvae.learning_rate)
     training = job.training(preset, "vqvae", vqvae, adam, may_change=("epochs", "validation_share"))
 
-    def read(chosen, draws):  # a batch of indices; the sharp training uses the draws to vary the slices
-        return [job.images[chosen]]
+    chosen = job.seen if "vqvae" in preset.held_out_from else np.arange(len(job.images))
 
-    gradients = loop.gradients_of(training, functools.partial(vqvae_loss, vqvae, variance))
-    return loop.fit(training, gradients, read, len(job.images), reports.with_code_usage, reports.vqvae_line)
+    def read(batch, draws):  # indices; the sharp training uses the draws to vary the slices
+        return [job.images[chosen[batch]]]
+
+    def fit(loss, until):
+        gradients = loop.gradients_of(training, functools.partial(loss, vqvae, variance))
+        figures, line = reports.with_code_usage, reports.vqvae_line
+        return loop.fit(training, gradients, read, len(chosen), figures, line, until)
+
+    epochs = preset.vqvae.epochs
+    if preset.codebook_init == "kmeans":
+        warm_up = min(preset.warm_up_epochs, epochs - 1)
+        fit(warm_up_loss, until=warm_up)
+        if len(training.history) == warm_up:
+            vqvae.quantizer.codebook.assign(cluster_latents(vqvae, job.images, chosen, job.seed))
+    return fit(vqvae_loss, until=epochs)
 
 
 def train_pixelcnn(job, preset, vqvae, codes):

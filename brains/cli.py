@@ -94,7 +94,9 @@ def choose_preset(parser, args):
         if value:
             changed = dataclasses.replace(getattr(preset, part), **{field: value})
             preset = dataclasses.replace(preset, **{part: changed})
-    return preset
+    if args.codebook_init and not hasattr(preset, "codebook_init"):
+        parser.error(f"--codebook-init does not go with --preset {args.preset}")
+    return dataclasses.replace(preset, codebook_init=args.codebook_init) if args.codebook_init else preset
 
 
 def _field(preset, part, field):

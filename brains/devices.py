@@ -101,6 +101,17 @@ def of_all(strategy, number):
     return np.asarray(tf.function(lambda: strategy.experimental_local_results(strategy.run(mine))[0])())
 
 
+def of_first(strategy, array):
+    """Return the array (...) float32 of the first replica's process, once all processes have called this."""
+
+    def mine():
+        replicas = tf.distribute.get_replica_context()
+        first = tf.cast(replicas.replica_id_in_sync_group == 0, "float32")
+        return replicas.all_reduce("sum", first * np.float32(array))
+
+    return np.asarray(tf.function(lambda: strategy.experimental_local_results(strategy.run(mine))[0])())
+
+
 def agree(strategy, settings, path, finished):
     """Raise UserError if workers have other settings, or other numbers of finished epochs in the checkpoint `path`."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -146,8 +146,8 @@ def make_step(strategy, gradients, signature):
     return step
 
 
-def fit(training, gradients, read, count, figures_of, line_of):
-    """Train for all epochs on the items 0..count-1, which `read` gives (see `stream.feed`); returns the Training.
+def fit(training, gradients, read, count, figures_of, line_of, until=None):
+    """Train for all epochs, or `until` one, on the items 0..count-1, which `read` gives (see `stream.feed`); returns the Training.
 
     `gradients` is what `make_step` takes. `figures_of` turns its means and sums over an epoch into the epoch's figures,
     and `line_of` these into a line to print. If the Training monitors a figure, the model ends with the weights of the
@@ -157,7 +157,7 @@ def fit(training, gradients, read, count, figures_of, line_of):
     epochs, batch_size = training.schedule.epochs, training.schedule.batch_size
     settings = {**training.settings, "epochs": epochs, "follows": None}
     devices.agree(strategy, settings, training.path, len(training.history))
-    for epoch in range(len(training.history), epochs):
+    for epoch in range(len(training.history), epochs if until is None else until):
         print(f"{training.name}, epoch {epoch + 1}/{epochs}", flush=True)
         began, seed = time.perf_counter(), (training.seed, epoch)
         batches, number_of_batches = stream.feed(strategy, read, stream.shuffled(count, batch_size, seed), seed)

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from modules import code_usage
 
 SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix) of the two groups of figures
@@ -9,7 +11,7 @@ SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix)
 
 def with_code_usage(totals):
     """Return the totals of an epoch as floats, the counts of its codes replaced by their usage and perplexity."""
-    in_use, perplexity = code_usage(totals["code_counts"])
+    in_use, perplexity = code_usage(totals["code_counts"]) if np.any(totals["code_counts"]) else (0.0, 0.0)
     figures = {name: float(value) for name, value in totals.items() if name != "code_counts"}
     return figures | {"codes_in_use": in_use, "perplexity": perplexity}
 
@@ -21,7 +23,10 @@ def vqvae_line(figures):
     else:
         parts = f" = reconstruction {figures['reconstruction_loss']:.4f} + quantizer {figures['quantizer_loss']:.4f}"
     line = f"loss {figures['loss']:.4f}{parts}"
-    line += f"; codes in use {figures['codes_in_use']:.1%}, perplexity {figures['perplexity']:.1f}"
+    if figures["codes_in_use"]:
+        line += f"; codes in use {figures['codes_in_use']:.1%}, perplexity {figures['perplexity']:.1f}"
+    else:
+        line += "; without quantization"
     if "validation_ssim" in figures:
         line += f"; validation: SSIM {figures['validation_ssim']:.3f}, {figures['sharpness']:.2f} as sharp as real"
     return line

@@ -22,9 +22,9 @@ def plain_vqvae():
     return encoder, decoder, keras.Variable(tf.random.uniform((128, 16), -0.05, 0.05))
 
 
-def plain_vqvae_step():
-    """A training step of it, in float32."""
-    encoder, decoder, codebook = plain_vqvae()
+def plain_vqvae_step(parts=None):
+    """A training step of it, or of other such parts, in float32."""
+    encoder, decoder, codebook = parts or plain_vqvae()
     variables = [*encoder.trainable_variables, codebook, *decoder.trainable_variables]
     optimizer = keras.optimizers.Adam(1e-3)
 

@@ -62,16 +62,16 @@ def stop_at(patch, name, epoch):
     patch.setattr(loop.Training, "finish_epoch", finish_and_stop)
 
 
-@pytest.mark.parametrize("stage", ["VQ-VAE", "PixelCNN"])
-def test_interrupted_training_ends_as_one_never_interrupted(trained, program, miniature, tmp_path, stage):
+@pytest.mark.parametrize("stage, epoch", [("VQ-VAE", 1), ("VQ-VAE", 2), ("PixelCNN", 2)])  # the first is the warm-up
+def test_interrupted_training_ends_as_one_never_interrupted(trained, program, miniature, tmp_path, stage, epoch):
     arguments = ("train.py", "--data", miniature, "--models", tmp_path / "models", *TRAINING)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, stage, 2)
+        stop_at(patch, stage, epoch)
         _, err = program.run(*arguments, status=130)
     again = f"`{shlex.join(['python', *map(str, arguments), '--resume'])}` continues"
     assert again in err and not (tmp_path / "models").exists()
     _, err = program.run(*arguments, "--resume")
-    assert f"{stage}: continuing after epoch 2" in err
+    assert f"{stage}: continuing after epoch {epoch}" in err
     assert_same_set(tmp_path / "models", trained)
 
 
