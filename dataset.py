@@ -83,7 +83,7 @@ def slice_paths(split, data=None, url=None):
     folder = find_split(split, data, url)
     names = [path.name for path in folder.iterdir() if not is_litter(Path(path.name)) and path.is_file()]
     if not names:
-        raise UserError(f"{short(folder)}: no slices here; name a whole set with --data")
+        raise UserError(f"{short(folder)}: no slices here; name another set with --data")
     return [folder / name for name in sorted(names, key=natural_order)]
 
 
@@ -215,7 +215,7 @@ def find_split(split, data=None, url=None):
         source = volumes.slice_once(Path(data), config.DATASET)
     folder = _below(source, split)
     if folder is None:
-        remedy = "delete that folder and run again to fetch it" if data is None else "name a whole set with --data"
+        remedy = "delete that folder and run again to fetch it" if data is None else "name another set with --data"
         raise UserError(f"{data or short(source)}: no slices in a folder {split_folder(split)} here; {remedy}")
     return folder
 

@@ -26,7 +26,7 @@ def parse_arguments(arguments=None):
 
 
 if __name__ == "__main__":
-    parse_arguments()  # before the imports that take seconds: --help and wrong usage answer at once
+    cli.parse_early(parse_arguments)
 
 import numpy as np
 

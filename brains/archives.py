@@ -123,7 +123,7 @@ def extract(path, target):
                 place.mkdir()
                 digests[split] = {name: _extract(archive, info, place / name) for name, info in files.items()}
     if not digests:
-        raise UserError(f"{path}: no slices in a folder such as {split_folder('train')} here; name a whole set")
+        raise UserError(f"{path}: no slices in a folder such as {split_folder('train')} here; name another zip")
     return digests
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,8 +25,20 @@ class UsageError(UserError):
     """A flag that does not go with the models or the data."""
 
 
+def parse_early(parse):
+    """Parse a script's arguments before imports that take seconds, so that --help and wrong usage answer at once.
+
+    Until `run` is called, Ctrl-C ends the process at once, and without a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parse()
+
+
 def run(main):
     """Call a script's `main`. An error that the user can mend ends as one line and exit status 1, or 2 for usage."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `parse_early`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

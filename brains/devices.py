@@ -92,13 +92,21 @@ def writes():
 
 def of_all(strategy, number):
     """Return the `number` of each replica's process, (replicas,) float32, once all processes have called this."""
+    return np.asarray(_gather(strategy)(np.float32(number)))
 
-    def mine():
+
+@functools.cache
+def _gather(strategy):
+    def mine(number):
         replicas = tf.distribute.get_replica_context()
         place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
-        return replicas.all_reduce("sum", np.float32(number) * place)
+        return replicas.all_reduce("sum", number * place)
 
-    return np.asarray(tf.function(lambda: strategy.experimental_local_results(strategy.run(mine))[0])())
+    @tf.function(input_signature=[tf.TensorSpec((), "float32")])
+    def gather(number):
+        return strategy.experimental_local_results(strategy.run(mine, (number,)))[0]
+
+    return gather
 
 
 def of_first(strategy, array):

@@ -70,8 +70,8 @@ class Job:
         steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
         if stage == "vqvae" and steps < FEW_STEPS and not training.history and devices.writes():
             note(
-                f"note: {count:,} slices make {steps} training steps of the VQ-VAE, and fewer than {FEW_STEPS} teach "
-                "little; lower --vqvae-batch-size and raise --vqvae-epochs"
+                f"note: {count:,} slices make {steps} training steps of the VQ-VAE, but it needs {FEW_STEPS} steps or "
+                "more; lower --vqvae-batch-size and raise --vqvae-epochs"
             )
         return training
 

@@ -84,7 +84,8 @@ def finish(workers):
 def assert_same(models, expected):
     """The same weights up to the rounding of sums, and figures of every epoch.
 
-    How often each code was counted may differ where codebook vectors are as good as the same; in all it may not.
+    How often each code was counted may differ where codebook vectors are as good as the same; in all it may not. Adam
+    turns the rounding of a gradient near 0 into a part of a step, of which the longest is 1.5e-3.
     """
     arrays, histories = arrays_of(models), []
     for name, array in arrays_of(expected).items():
@@ -92,7 +93,7 @@ def assert_same(models, expected):
         if counted:
             np.testing.assert_allclose(arrays[name].sum(axis=0), array.sum(axis=0), atol=0.02, err_msg=name)
         else:
-            np.testing.assert_allclose(arrays[name], array, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
         stages = [config[stage]["history"] for stage in STAGES]

@@ -4,6 +4,9 @@ import csv
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -196,3 +199,10 @@ def test_help_names_every_flag_with_its_default(program):
     for script in ("dataset.py", "predict.py", "ssim.py", "evaluate.py"):
         command = ["reconstruct"] if script == "predict.py" else []
         assert "--data" in program.run(script, *command, "--help")[0]
+
+
+def test_interrupt_while_packages_load_ends_a_script_quietly():
+    code = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); from brains import cli"
+    code += "; cli.parse_early(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT and not done.stderr
