@@ -36,7 +36,7 @@ def parse_arguments(arguments=None):
     add("--precision", choices=("auto", "float32", "mixed_bfloat16"), default="auto", help=meaning)
     meaning = "give the same result to the bit for the same seed and machine; slower on GPUs"
     add("--deterministic", action="store_true", help=meaning)
-    meaning = "start of the codebook: centres of latents, or random as in the tutorials (default: faithful kmeans)"
+    meaning = "start of the codebook: centres of latents, or random as in the tutorials (default: faithful uniform)"
     add("--codebook-init", choices=("kmeans", "uniform"), help=meaning)
     cli.add_data_arguments(parser)
     cli.add_model_arguments(parser)
@@ -110,7 +110,8 @@ def train_vqvae(job, preset, variance):
     """Train the faithful VQVAE on all slices of a Job, whose variance is given; returns its Training.
 
     A codebook that starts at random lies far from the latents, so that a few of its vectors are nearest to all of them
-    and the others are never used. It starts from the latents' own centres here, after a warm-up without quantization.
+    and the others are never used. With `codebook_init` "kmeans" it starts from the centres of latents, after a warm-up
+    without quantization.
     """
     keras.utils.set_random_seed(job.seed)
     vqvae = modules.build_vqvae(preset.vqvae_network)
