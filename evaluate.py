@@ -68,10 +68,11 @@ def measure(judge, sets, repeated, seed):
     compared = {name: (slices, judge.real) for name, slices in sets.items()}
     if min(half.sum(), (~half).sum()) >= judge.count:
         compared["training halves"] = (judge.real.take(half), judge.real.take(~half))
-    progress = functools.partial(tqdm, desc="measuring", unit="set", leave=False, disable=None)
-    likeness = devices.on_all_cores(lambda pair, stop: judge.likeness(*pair), compared.values(), progress)
+    progress = functools.partial(tqdm, unit="set", leave=False, disable=None)
+    measuring = functools.partial(progress, desc="measuring")
+    likeness = devices.on_all_cores(lambda pair, stop: judge.likeness(*pair), compared.values(), measuring)
     figures = dict(zip(compared, likeness))
-    for name, slices in sets.items():
+    for name, slices in progress(sets.items(), desc="looking for copies"):
         remembered, found[name] = judge.memory(slices)
         figures[name] |= judge.misreading(slices) | remembered
         if name in repeated:

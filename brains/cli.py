@@ -37,9 +37,9 @@ def parse_early(parse):
 
 def run(main):
     """Call a script's `main`. An error that the user can mend ends as one line and exit status 1, or 2 for usage."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `parse_early`
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `parse_early`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         sys.stdout.flush()
     except UserError as error:

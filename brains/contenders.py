@@ -114,8 +114,7 @@ def make(models, samples, temperatures, seed):
     def repeated(codes, found):
         known = codes_of_training.grids[reference]
         if models.content["data"].get("mirrored"):  # the prior has seen mirror images too; the nearest are compared
-            _, index, mirrored = found
-            nearest = training.images[reference[np.unique(index[mirrored])]]
+            nearest = training.images[reference[np.unique(found[1])]]
             known = np.concatenate([known, vqvae.encode(nearest[:, ::-1])])
         return repeats(codes, known)
 
@@ -131,7 +130,7 @@ def make(models, samples, temperatures, seed):
         sets[column] = Codes(grids, np.array(names), levels)
         generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
         repeats_of[column] = functools.partial(repeated, sets[column])
-    costs = judge_prior(prior, sets, samples)
+    costs = judge_prior(prior, sets, len(held_out.names))
     return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, costs)
 
 

@@ -1,4 +1,4 @@
-"""One device, several, or several machines: the strategy of a training, and what its workers tell each other."""
+"""All cores, one device, several, or several machines: how work is spread, and what workers tell each other."""
 
 import functools
 import hashlib
@@ -53,14 +53,15 @@ def cores():
 def on_all_cores(function, items, progress=iter):
     """Return the list of what `function(item, stop)` gives for each item, one item on each core at a time.
 
-    Within a core nothing is split further. That is quicker where much of the work is no matrix product. `stop` is an
-    Event, which is set if the function should give up, as after a Ctrl-C. `progress` wraps the items, as tqdm does.
+    OpenMP and BLAS split nothing further. That is quicker where much of the work is no matrix product. `stop` is an
+    Event, which is set if the function should give up, as after a Ctrl-C; calls that go on are waited for. `progress`
+    wraps the items, as tqdm does.
     """
     stop = threading.Event()
     alone = functools.partial(threadpool_limits, 1, "openmp")  # OpenMP counts for each thread, BLAS for the process
     with ThreadPoolExecutor(cores(), initializer=alone) as pool, threadpool_limits(1, "blas"):
-        running = [pool.submit(function, item, stop) for item in items]
         try:
+            running = [pool.submit(function, item, stop) for item in items]
             return [each.result() for each in progress(running)]
         finally:
             stop.set()

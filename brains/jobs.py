@@ -59,8 +59,8 @@ class Job:
         settings |= content[network] | content[stage]
         settings = {key: value for key, value in settings.items() if key not in may_change}
         if follows:
-            content = b"".join(np.asarray(variable).tobytes() for variable in follows)
-            settings["follows"] = hashlib.sha256(content).hexdigest()
+            values = b"".join(np.asarray(variable).tobytes() for variable in follows)
+            settings["follows"] = hashlib.sha256(values).hexdigest()
         settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
         details = {"monitor": monitor, "others": others, "schedule": getattr(preset, stage), "seed": self.seed}
         training = loop.Training(name, model, optimizer, self.checkpoints / f"{stage}.npz", settings, **details)

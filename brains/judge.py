@@ -27,7 +27,7 @@ class Judge:
         self.components = fidelity.fit_components(real, seed)
         self.points = self.components(real)
         self.predict_level = None if real.levels is None else fidelity.fit_level(self.points, real.levels)
-        self.nearest_held_out = nearest(held_out, real)[0]
+        self.found_held_out = nearest(held_out, real)
 
     def draw(self, slices, salt=0):
         """Return the indices of `count` slices."""
@@ -60,13 +60,14 @@ class Judge:
 
     def memory(self, slices):
         """Return how near slices are to real ones, {row: Figure}, and what `nearest` gave."""
-        correlation, index, mirrored = found = nearest(slices, self.real)
-        nearer = nearer_than_held_out(correlation, slices.groups, self.nearest_held_out, self.held_out.groups)
+        found = self.found_held_out if slices is self.held_out else nearest(slices, self.real)
+        (correlation, index, mirrored), usual = found, self.found_held_out[0]
+        nearer = nearer_than_held_out(correlation, slices.groups, usual, self.held_out.groups)
         return {
             "correlation to nearest": mean(correlation, slices.groups),
             "SSIM to nearest": mean(ssim_of_nearest(slices, self.real, index, mirrored), slices.groups),
             "nearer than 95 % of held-out": nearer,
-            "nearer than any held-out": share(correlation > self.nearest_held_out.max(), slices.groups),
+            "nearer than any held-out": share(correlation > usual.max(), slices.groups),
         }, found
 
 
@@ -74,7 +75,7 @@ def judge_prior(pixelcnn, sets, count):
     """Return what each set of Codes {name: Codes} costs, and how many codes it uses, {name: {row: Figure}}.
 
     The histogram is that of the training codes in each cell, which is what is known without context. One code, spread
-    as the codes of all cells are, is added to each cell. The costs are those of `count` slices of each set.
+    as the codes of all cells are, is added to each cell. The costs are those of at most `count` slices of each set.
     """
     number = pixelcnn.num_embeddings
     counts = np.stack([np.sum(sets["training"].grids == code, axis=0) for code in range(number)])  # (K, h, w)
@@ -90,7 +91,7 @@ def judge_prior(pixelcnn, sets, count):
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
         chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:count])
         codes, groups, levels = codes[chosen], groups[chosen], levels[chosen]
-        cost = modules.in_batches(lambda chosen: nats(codes[chosen], levels[chosen]), np.arange(len(codes)))
+        cost = modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes)))
         cost = cost.mean(axis=(1, 2)) / np.log(2)
         by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
         results[name] = {

@@ -64,9 +64,9 @@ class Training:
             note(f"{self.path} follows other networks than these; starting that stage afresh")
             return
         for name, value in self.settings.items():
-            if (saved := state["settings"].get(name)) != value:
+            if (had := state["settings"].get(name)) != value:
                 raise UserError(
-                    f"{self.path}: the interrupted training had {name} {saved}, this one has {value}; rerun with the "
+                    f"{self.path}: the interrupted training had {name} {had}, this one has {value}; rerun with the "
                     "original flags, or without --resume to start afresh"
                 )
         variables = self._variables()

@@ -1,4 +1,4 @@
-"""Sets of weights on disk: a folder with config.json, the weights of each network, and the mean training image.
+"""Networks from their descriptions, and sets of them on disk: a folder with config.json, weights, and a mean image.
 
 config.json names the class of every network, so that loading needs no more than the folder. It also keeps the sha256 of
 every file of weights, and which networks were trained on which, so that files of different trainings are never mixed.
