@@ -36,8 +36,6 @@ def parse_arguments(arguments=None):
     add("--precision", choices=("auto", "float32", "mixed_bfloat16"), default="auto", help=meaning)
     meaning = "give the same result to the bit for the same seed and machine; slower on GPUs"
     add("--deterministic", action="store_true", help=meaning)
-    meaning = "start of the codebook: centres of latents, or random as in the tutorials (default: faithful uniform)"
-    add("--codebook-init", choices=("kmeans", "uniform"), help=meaning)
     cli.add_data_arguments(parser)
     cli.add_model_arguments(parser)
     args = parser.parse_args(arguments)
@@ -117,24 +115,22 @@ def train_vqvae(job, preset, variance):
     vqvae = modules.build_vqvae(preset.vqvae_network)
     adam = keras.optimizers.Adam(preset.vqvae.learning_rate)
     training = job.training(preset, "vqvae", vqvae, adam, may_change=("epochs", "validation_share"))
-
     chosen = job.seen if "vqvae" in preset.held_out_from else np.arange(len(job.images))
 
     def read(batch, draws):  # indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen[batch]]]
 
-    def fit(loss, until):
+    def fit(loss, until=None):
         gradients = loop.gradients_of(training, functools.partial(loss, vqvae, variance))
         figures, line = reports.with_code_usage, reports.vqvae_line
         return loop.fit(training, gradients, read, len(chosen), figures, line, until)
 
-    epochs = preset.vqvae.epochs
     if preset.codebook_init == "kmeans":
-        warm_up = min(preset.warm_up_epochs, epochs - 1)
+        warm_up = min(preset.warm_up_epochs, preset.vqvae.epochs - 1)
         fit(warm_up_loss, until=warm_up)
         if len(training.history) == warm_up:
             vqvae.quantizer.codebook.assign(cluster_latents(vqvae, job.images, chosen, job.seed))
-    return fit(vqvae_loss, until=epochs)
+    return fit(vqvae_loss)
 
 
 def train_pixelcnn(job, preset, vqvae, codes):
@@ -143,8 +139,15 @@ def train_pixelcnn(job, preset, vqvae, codes):
     number = vqvae.config.num_embeddings
     pixelcnn = modules.PixelCNN(dataclasses.replace(preset.prior_network, grid=vqvae.grid, num_embeddings=number))
     adam = keras.optimizers.Adam(preset.pixelcnn.learning_rate)
-    settings = {"follows": [*vqvae.encoder.weights, vqvae.quantizer.codebook], "monitor": "validation_loss"}
-    training = job.training(preset, "pixelcnn", pixelcnn, adam, may_change=("epochs",), **settings)
+    training = job.training(
+        preset,
+        "pixelcnn",
+        pixelcnn,
+        adam,
+        monitor="validation_loss",
+        follows=[*vqvae.encoder.weights, vqvae.quantizer.codebook],
+        may_change=("epochs",),
+    )
 
     def read(chosen, draws):
         return [codes[job.seen[chosen]]]

@@ -72,10 +72,15 @@ def short(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-# A preset's field that a flag of train.py sets: the part of the preset, the field of that part, and what it means.
+# A preset's field that a flag of train.py sets: the part of the preset ("" for itself), its field, and what it means.
 TRAINING_FLAGS = {
     "--latent-dim": ("vqvae_network", "latent_dim", "length of a codebook vector"),
     "--embeddings": ("vqvae_network", "num_embeddings", "vectors in the codebook"),
+    "--codebook-init": (
+        "",
+        "codebook_init",
+        "start of the codebook: random, as in the tutorials, or centres of latents",
+    ),
     "--vqvae-epochs": ("vqvae", "epochs", "epochs of the VQ-VAE"),
     "--vqvae-batch-size": ("vqvae", "batch_size", "slices in a training step of the VQ-VAE"),
     "--adversarial-epochs": ("adversarial", "epochs", "epochs of the VQ-VAE against a discriminator"),
@@ -94,7 +99,8 @@ def add_training_flags(parser):
     for flag, (part, field, meaning) in TRAINING_FLAGS.items():
         values = {name: _field(preset, part, field) for name, preset in config.PRESETS.items()}
         defaults = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-        parser.add_argument(flag, type=positive, metavar="N", help=f"{meaning} (default: {defaults})")
+        kind = {"type": positive, "metavar": "N"} if part else {"choices": config.CODEBOOK_INITS}
+        parser.add_argument(flag, **kind, help=f"{meaning} (default: {defaults})")
 
 
 def choose_preset(parser, args):
@@ -105,15 +111,13 @@ def choose_preset(parser, args):
         if value and _field(preset, part, field) is None:
             parser.error(f"{flag} does not go with --preset {args.preset}")
         if value:
-            changed = dataclasses.replace(getattr(preset, part), **{field: value})
-            preset = dataclasses.replace(preset, **{part: changed})
-    if args.codebook_init and not hasattr(preset, "codebook_init"):
-        parser.error(f"--codebook-init does not go with --preset {args.preset}")
-    return dataclasses.replace(preset, codebook_init=args.codebook_init) if args.codebook_init else preset
+            change = {part: dataclasses.replace(getattr(preset, part), **{field: value})} if part else {field: value}
+            preset = dataclasses.replace(preset, **change)
+    return preset
 
 
 def _field(preset, part, field):
-    return getattr(getattr(preset, part, None), field, None)
+    return getattr(getattr(preset, part, None) if part else preset, field, None)
 
 
 def add_data_arguments(parser):

@@ -4,11 +4,11 @@ Lancucki et al. 2020, Robust Training of Vector Quantized Bottleneck Models, arX
 """
 
 import numpy as np
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from brains import devices, stream
+from brains import devices
 from brains.backend import ops, tf
+from modules import in_batches
 
 LATENTS = 50_000  # at least, or all of a small set
 
@@ -18,15 +18,15 @@ def cluster_latents(vqvae, images, chosen, seed):
 
     Of several workers the first one computes them and the others receive them.
     """
+    from sklearn.cluster import KMeans  # it takes time to import, so only trainings that use it wait
+
     strategy, quantizer = tf.distribute.get_strategy(), vqvae.quantizer
     centres = np.zeros(quantizer.codebook.shape, np.float32)
     if devices.writes():
         needed = -(-LATENTS // np.prod(vqvae.grid))  # images
         chosen = np.random.default_rng(seed).permutation(chosen)[:needed]
-        latents = [
-            np.asarray(ops.cast(vqvae.encoder(images[chosen[part]]), "float32")) for part in stream.parts(len(chosen))
-        ]
-        points = np.concatenate(latents).reshape(-1, quantizer.embedding_dim)
+        latents = in_batches(lambda part: ops.cast(vqvae.encoder(images[part]), "float32"), chosen)
+        points = latents.reshape(-1, quantizer.embedding_dim)
         with threadpool_limits(1):  # several threads add up in any order
             centres = KMeans(len(centres), n_init=1, random_state=seed).fit(points).cluster_centers_
-    return devices.of_first(strategy, centres)
+    return devices.of_all(strategy, centres)[0]

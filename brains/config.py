@@ -16,6 +16,7 @@ SPLITS = ("train", "validate", "test")
 SIZE = 128  # pixels a side, as the networks see a slice
 LEVELS = 32  # slices of a head in the course's data
 COMMITMENT_COST = 0.25
+CODEBOOK_INITS = ("uniform", "kmeans")  # how the faithful codebook can start
 CACHE = 2**30  # bytes of slices that are kept in memory; more go to a file
 
 STAGES = {  # of a training: the name of each, and the field of a preset with the network that it trains

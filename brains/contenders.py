@@ -98,10 +98,11 @@ def make(models, samples, temperatures, seed):
     """Return what Models make of the held-out slices, and so many samples by temperature: a Made."""
     vqvae, prior = weights.load_models(models.folder)
     training, test, unseen = models.training, models.test, models.unseen
-    held_out = test or dataset.Slices(training.images[unseen], np.array(training.names)[unseen], None)
-    codes_of_training, held_out_codes = (
-        Codes(vqvae.encode(each.images), *owners(each.names)) for each in (training, held_out)
-    )
+    codes_of_training = Codes(vqvae.encode(training.images), *owners(training.names))
+    if test:
+        names_held_out, held_out_codes = test.names, Codes(vqvae.encode(test.images), *owners(test.names))
+    else:
+        names_held_out, held_out_codes = np.array(training.names)[unseen], codes_of_training.take(unseen)
     if prior.levels and max(codes_of_training.levels.max(), held_out_codes.levels.max()) >= prior.levels:
         raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
     sets = {"training": codes_of_training.take(~unseen)}
@@ -119,7 +120,7 @@ def make(models, samples, temperatures, seed):
         return repeats(codes, known)
 
     decoded = vqvae.decode(held_out_codes.grids)
-    reconstructed = {"reconstructed": slice_set(decoded, held_out.names, held_out_codes.levels)}
+    reconstructed = {"reconstructed": slice_set(decoded, names_held_out, held_out_codes.levels)}
     repeats_of = {"reconstructed": functools.partial(repeated, held_out_codes)}
     progress = functools.partial(tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None)
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
@@ -130,7 +131,7 @@ def make(models, samples, temperatures, seed):
         sets[column] = Codes(grids, np.array(names), levels)
         generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
         repeats_of[column] = functools.partial(repeated, sets[column])
-    costs = judge_prior(prior, sets, len(held_out.names))
+    costs = judge_prior(prior, sets, len(names_held_out))
     return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, costs)
 
 

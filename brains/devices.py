@@ -91,34 +91,23 @@ def writes():
     return worker() == 0
 
 
-def of_all(strategy, number):
-    """Return the `number` of each replica's process, (replicas,) float32, once all processes have called this."""
-    return np.asarray(_gather(strategy)(np.float32(number)))
+def of_all(strategy, array):
+    """Return the number or array of each replica's process, (replicas, ...) float32, once all have called this."""
+    return np.asarray(_gather(strategy)(np.asarray(array, np.float32)))
 
 
 @functools.cache
 def _gather(strategy):
-    def mine(number):
+    def mine(array):
         replicas = tf.distribute.get_replica_context()
         place = tf.one_hot(replicas.replica_id_in_sync_group, strategy.num_replicas_in_sync)
-        return replicas.all_reduce("sum", number * place)
+        return replicas.all_reduce("sum", tf.tensordot(place, array, axes=0))
 
-    @tf.function(input_signature=[tf.TensorSpec((), "float32")])
-    def gather(number):
-        return strategy.experimental_local_results(strategy.run(mine, (number,)))[0]
+    @tf.function
+    def gather(array):
+        return strategy.experimental_local_results(strategy.run(mine, (array,)))[0]
 
     return gather
-
-
-def of_first(strategy, array):
-    """Return the array (...) float32 of the first replica's process, once all processes have called this."""
-
-    def mine():
-        replicas = tf.distribute.get_replica_context()
-        first = tf.cast(replicas.replica_id_in_sync_group == 0, "float32")
-        return replicas.all_reduce("sum", first * np.float32(array))
-
-    return np.asarray(tf.function(lambda: strategy.experimental_local_results(strategy.run(mine))[0])())
 
 
 def agree(strategy, settings, path, finished):

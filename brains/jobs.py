@@ -62,17 +62,27 @@ class Job:
             values = b"".join(np.asarray(variable).tobytes() for variable in follows)
             settings["follows"] = hashlib.sha256(values).hexdigest()
         settings = json.loads(json.dumps(settings))  # as a checkpoint gives them back
-        details = {"monitor": monitor, "others": others, "schedule": getattr(preset, stage), "seed": self.seed}
-        training = loop.Training(name, model, optimizer, self.checkpoints / f"{stage}.npz", settings, **details)
+        training = loop.Training(
+            name,
+            model,
+            optimizer,
+            self.checkpoints / f"{stage}.npz",
+            settings,
+            monitor=monitor,
+            others=others,
+            schedule=getattr(preset, stage),
+            seed=self.seed,
+        )
         if self.resume:
             training.restore()
-        count = len(self.seen if stage in preset.held_out_from else self.images)
-        steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
-        if stage == "vqvae" and steps < FEW_STEPS and not training.history and devices.writes():
-            note(
-                f"note: {count:,} slices make {steps} training steps of the VQ-VAE, but it needs {FEW_STEPS} steps or "
-                "more; lower --vqvae-batch-size and raise --vqvae-epochs"
-            )
+        if stage == "vqvae" and not training.history and devices.writes():
+            count = len(self.seen if stage in preset.held_out_from else self.images)
+            steps = training.schedule.epochs * -(-count // training.schedule.batch_size)
+            if steps < FEW_STEPS:
+                note(
+                    f"note: {count:,} slices make {steps} training steps of the VQ-VAE, but it needs {FEW_STEPS} steps "
+                    "or more; lower --vqvae-batch-size and raise --vqvae-epochs"
+                )
         return training
 
 
@@ -107,11 +117,21 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             held_out = np.isin(cases, held_out_cases)
             check_resume(models, checkpoints / "vqvae.npz", resume)
             precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
-            about_slices = {"images": slices.images, "digest_of_slices": slices.digest, "levels": levels}
-            about_slices |= {"seen": np.flatnonzero(~held_out), "unseen": np.flatnonzero(held_out)}
-            options = {"validation_share": validation_share, "seed": seed, "precision": precision, "resume": resume}
-            folders = {"checkpoints": checkpoints, "scratch": scratch}
-            yield Job(preset=preset, held_out_cases=held_out_cases, **about_slices, **options, **folders)
+            yield Job(
+                preset=preset,
+                images=slices.images,
+                levels=levels,
+                seen=np.flatnonzero(~held_out),
+                unseen=np.flatnonzero(held_out),
+                held_out_cases=held_out_cases,
+                digest_of_slices=slices.digest,
+                validation_share=validation_share,
+                seed=seed,
+                precision=precision,
+                resume=resume,
+                checkpoints=checkpoints,
+                scratch=scratch,
+            )
     except tf.errors.ResourceExhaustedError as error:
         raise UserError("out of memory; lower the batch size") from error
     except tf.errors.OpError as error:

@@ -85,7 +85,6 @@ def judge_prior(pixelcnn, sets, count):
     nats = tf.function(
         lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
     )
-
     results = {}
     for name, (codes, groups, levels) in sets.items():
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))

@@ -147,11 +147,11 @@ def make_step(strategy, gradients, signature):
 
 
 def fit(training, gradients, read, count, figures_of, line_of, until=None):
-    """Train for all epochs, or `until` one, on the items 0..count-1, which `read` gives (see `stream.feed`); returns the Training.
+    """Train for all epochs, or `until` one, on the items 0..count-1; returns the Training.
 
-    `gradients` is what `make_step` takes. `figures_of` turns its means and sums over an epoch into the epoch's figures,
-    and `line_of` these into a line to print. If the Training monitors a figure, the model ends with the weights of the
-    best epoch.
+    `read` gives the items (see `stream.feed`). `gradients` is what `make_step` takes. `figures_of` turns its means and
+    sums over an epoch into the epoch's figures, and `line_of` these into a line to print. If the Training monitors a
+    figure, the model ends with the weights of the best epoch.
     """
     strategy, step = tf.distribute.get_strategy(), None
     epochs, batch_size = training.schedule.epochs, training.schedule.batch_size

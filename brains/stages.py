@@ -184,8 +184,8 @@ def train_prior(job, preset, vqvae, codes):
     network = dataclasses.replace(preset.prior_network, grid=vqvae.grid, num_embeddings=number, levels=levels)
     pixelcnn = sharp.GatedPixelCNN(network)
     adam = loop.adam_along_cosine(preset.pixelcnn, len(job.seen))
-    settings = {"follows": [*vqvae.encoder.weights, vqvae.quantizer.codebook], "monitor": "validation_loss"}
-    training = job.training(preset, "pixelcnn", pixelcnn, adam, **settings)
+    follows = [*vqvae.encoder.weights, vqvae.quantizer.codebook]
+    training = job.training(preset, "pixelcnn", pixelcnn, adam, monitor="validation_loss", follows=follows)
 
     def read(chosen, draws):
         chosen = job.seen[chosen]
@@ -227,8 +227,8 @@ def train_critic(job, preset, vqvae, pixelcnn, codes):
     keras.utils.set_random_seed(job.seed)
     critic = sharp.Critic(preset.critic_network)
     adam = loop.adam_along_cosine(preset.critic, len(seen))
-    settings = {"follows": [*vqvae.weights, *pixelcnn.weights], "monitor": "validation_loss"}
-    training = job.training(preset, "critic", critic, adam, **settings)
+    follows = [*vqvae.weights, *pixelcnn.weights]
+    training = job.training(preset, "critic", critic, adam, monitor="validation_loss", follows=follows)
 
     def read(chosen, draws):  # not moved, so the critic undoes the moves that the prior has learned
         return flip_half(job.images[seen[chosen]], draws), sampled[chosen % len(sampled)]

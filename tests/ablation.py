@@ -14,16 +14,12 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import dataset
 import modules
 import train
 from brains import cli, config, jobs, stream, weights
-from brains.names import hold_out, owners
 
 WAYS = {  # changes of the faithful preset
     "uniform": {"codebook_init": "uniform"},
@@ -40,17 +36,14 @@ def measure(way, seed, args):
         preset = dataclasses.replace(preset, vqvae=dataclasses.replace(preset.vqvae, epochs=args.epochs))
     models = args.out / f"{way}_{seed}_{preset.vqvae.epochs}"
     resume = Path(f"{models}.checkpoint", "vqvae.npz").exists()
-    options = {"validation_share": 0.1, "seed": seed, "resume": resume, "deterministic": False}
+    options = {"validation_share": 0.1, "seed": 0, "resume": resume, "deterministic": False}
     with jobs.start("faithful", models, args.out, args.data, precision=args.precision, **options) as job:
-        cases = owners([path.name for path in dataset.slice_paths("train", args.data)])[0]
-        held_out = np.isin(cases, hold_out(cases, 0.1, 0))
-        job = dataclasses.replace(job, seen=np.flatnonzero(~held_out), unseen=np.flatnonzero(held_out))
+        job = dataclasses.replace(job, seed=seed)  # the held-out cases stay those of seed 0
         _, variance = stream.moments(job.images, job.seen)
         history = (training := train.train_vqvae(job, preset, variance)).history
         vqvae = weights.as_used(training.model)
         real = job.images[job.unseen]
-        codes = vqvae.encode(real)
-        decoded = vqvae.decode(codes)
+        decoded = vqvae.decode(vqvae.encode(real))
         in_use, perplexity = (history[-1][name] for name in ("codes_in_use", "perplexity"))
         figures = {"way": way, "seed": seed, "epochs": len(history), "precision": job.precision}
         figures |= {"codes": round(in_use * vqvae.config.num_embeddings), "perplexity": perplexity}
@@ -78,9 +71,9 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     done = args.out / "ablation.jsonl"
-    known = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    known = {(row["way"], row["seed"], row["epochs"], row["precision"]) for row in rows}
     epochs = args.epochs or config.PRESETS["faithful"].vqvae.epochs
-    known = {(row["way"], row["seed"], row["epochs"], row["precision"]) for row in known}
     for seed in args.seeds:
         for way in args.ways:
             if (way, seed, epochs, args.precision) not in known:

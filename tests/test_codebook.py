@@ -5,10 +5,11 @@ from builders import make_vqvae
 from conftest import brains
 from outcomes import config_of
 from plain import VARIANCE, plain_vqvae, plain_vqvae_step
+from steps import compiled
 
 import train
 from brains import codebook, loop
-from brains.backend import keras, tf
+from brains.backend import keras
 
 
 def test_centres_depend_on_the_seed_and_on_the_chosen_images_alone():
@@ -42,12 +43,8 @@ def test_uniform_way_takes_the_steps_of_a_plain_program():
     parts[2].assign(vqvae.quantizer.codebook)
     training = loop.Training("VQ-VAE", vqvae, keras.optimizers.Adam(1e-3), None, {})
     gradients = loop.gradients_of(training, lambda batch: train.vqvae_loss(vqvae, VARIANCE, batch))
-    step = loop.make_step(
-        tf.distribute.get_strategy(),
-        gradients,
-        [tf.TensorSpec((), "float32"), tf.TensorSpec((None, 128, 128, 1), "float32")],
-    )
+    step = compiled(gradients, images)
     plain_step = plain_vqvae_step(parts)
-    ours = [float(step(np.float32(1), images)["loss"]) for _ in range(4)]
+    ours = [float(step(images)["loss"]) for _ in range(4)]
     np.testing.assert_allclose(ours, [float(plain_step(images)) for _ in range(4)], rtol=1e-4)
     assert ours[-1] < ours[0]
