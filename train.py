@@ -109,7 +109,8 @@ def train_vqvae(job, preset, variance):
 
     A codebook that starts at random lies far from the latents, so that a few of its vectors are nearest to all of them
     and the others are never used. With `codebook_init` "kmeans" it starts from the centres of latents, after a warm-up
-    without quantization.
+    without quantization. Then the weights of the last step are not kept either, but the mean over the last epoch: from
+    step to step the black of the background wavers, and SSIM with it.
     """
     keras.utils.set_random_seed(job.seed)
     vqvae = modules.build_vqvae(preset.vqvae_network)
@@ -126,6 +127,7 @@ def train_vqvae(job, preset, variance):
         return loop.fit(training, gradients, read, len(chosen), figures, line, until)
 
     if preset.codebook_init == "kmeans":
+        training.averaged = True
         warm_up = min(preset.warm_up_epochs, preset.vqvae.epochs - 1)
         fit(warm_up_loss, until=warm_up)
         if len(training.history) == warm_up:

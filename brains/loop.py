@@ -18,8 +18,10 @@ class Training:
     """A model in training: everything that a checkpoint holds.
 
     `settings` is what a resumed training must have in common with the interrupted one. `history` holds a dict of
-    figures for each finished epoch. If a figure `monitor` is named, `best` holds the weights of the epoch where it was
-    lowest. `others` are further variables that the checkpoint keeps. `schedule` and `seed` are what `fit` goes by.
+    figures for each finished epoch. `kept` holds the weights to end with, if these are not the last ones: those of the
+    epoch where a figure `monitor` was lowest, or, if `averaged` is set, the mean over the steps of the last epoch
+    (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the checkpoint keeps. `schedule` and `seed` are
+    what `fit` goes by.
     """
 
     def __init__(self, name, model, optimizer, path, settings, *, monitor=None, others=(), schedule=None, seed=None):
@@ -27,7 +29,7 @@ class Training:
         self.settings, self.monitor, self.others = settings, monitor, [*others]
         self.schedule, self.seed = schedule, seed
         optimizer.build(model.trainable_variables)
-        self.history, self.best = [], {}
+        self.history, self.kept, self.averaged = [], {}, False
 
     @property
     def best_epoch(self):
@@ -42,13 +44,22 @@ class Training:
             raise UserError(f"{self.name}: the loss is no longer finite; the old weights stay, try another --seed")
         self.history.append(figures)
         if self.monitor and self.best_epoch == len(self.history):
-            self.best = {key: np.asarray(value) for key, value in by_path(self.model.weights).items()}
+            self.kept = self.weights()
         if devices.writes():
             state = json.dumps({"settings": self.settings, "history": self.history})
             arrays = {key: np.asarray(variable) for key, variable in self._variables().items()}
-            arrays |= {f"best/{key}": array for key, array in self.best.items()}
+            arrays |= {f"kept/{key}": array for key, array in self.kept.items()}
             with written(self.path) as part:
                 np.savez(part, state=state, **arrays)
+
+    def average(self, number):
+        """Make `kept` the mean of the weights after the steps of this epoch, of which `number` were before this one."""
+        for key, array in self.weights().items():
+            self.kept[key] = array if number == 0 else self.kept[key] + (array - self.kept[key]) / (number + 1)
+
+    def weights(self):
+        """Return the weights of the model as they are now, {path: array}."""
+        return {key: np.asarray(variable) for key, variable in by_path(self.model.weights).items()}
 
     def _variables(self):
         """Return all variables by a name that is the same in every process."""
@@ -70,12 +81,12 @@ class Training:
                     "original flags, or without --resume to start afresh"
                 )
         variables = self._variables()
-        saved = {key for key in arrays if not key.startswith("best/")}
+        saved = {key for key in arrays if not key.startswith("kept/")}
         if saved != variables.keys() or any(arrays[key].shape != variables[key].shape for key in saved):
             raise UserError(f"{self.path}: of other networks than these; train without --resume")
         for key, variable in variables.items():
             variable.assign(arrays[key])
-        self.best = {key.removeprefix("best/"): arrays[key] for key in arrays.keys() - saved}
+        self.kept = {key.removeprefix("kept/"): arrays[key] for key in arrays.keys() - saved}
         self.history = state["history"]
         note(f"{self.name}: continuing after epoch {len(self.history)}")
 
@@ -150,8 +161,8 @@ def fit(training, gradients, read, count, figures_of, line_of, until=None):
     """Train for all epochs, or `until` one, on the items 0..count-1; returns the Training.
 
     `read` gives the items (see `stream.feed`). `gradients` is what `make_step` takes. `figures_of` turns its means and
-    sums over an epoch into the epoch's figures, and `line_of` these into a line to print. If the Training monitors a
-    figure, the model ends with the weights of the best epoch.
+    sums over an epoch into the epoch's figures, and `line_of` these into a line to print. The model ends with the
+    weights that the Training has `kept`, or with the last ones.
     """
     strategy, step = tf.distribute.get_strategy(), None
     epochs, batch_size = training.schedule.epochs, training.schedule.batch_size
@@ -170,13 +181,15 @@ def fit(training, gradients, read, count, figures_of, line_of, until=None):
             for name, value in step(*batch).items():
                 value = np.asarray(value, np.float64)
                 totals[name] = totals.get(name, 0) + (value if name.endswith("counts") else weight * value)
+            if training.averaged and epoch == epochs - 1:
+                training.average(number)
             progress.update(number + 1, [("loss", totals["loss"] * fed / min(fed, (number + 1) * batch_size))])
         figures = figures_of(totals)
         training.finish_epoch(figures | {"seconds": round(time.perf_counter() - began, 1)})
         print(f"  {line_of(figures)}", flush=True)
-    for key, variable in by_path(training.model.weights).items():
-        if key in training.best:
-            variable.assign(training.best[key])
+    if len(training.history) == epochs and training.kept:
+        for key, variable in by_path(training.model.weights).items():
+            variable.assign(training.kept[key])
     return training
 
 

@@ -3,23 +3,26 @@
     python tests/ablation.py --seeds 0 1 2 3 4 --out outputs/ablation
     python tests/ablation.py --ways kmeans --seeds 0 --epochs 5
 
-A tenth of the cases, the same for all seeds, is held out from the VQ-VAE too. Each training adds a line to
-ablation.jsonl in the output folder. A call with the same flags continues where an earlier one was interrupted.
+A tenth of the cases, the same for all seeds, is held out from the VQ-VAE too, and measured at the end. Each training
+adds a line to ablation.jsonl in the output folder. A call with the same flags continues where an earlier one was
+interrupted, prints the means and standard deviations over the seeds, and with --plot FILE draws the seeds.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import modules
 import train
-from brains import cli, config, jobs, stream, weights
+from brains import cli, config, jobs, loop, stream, weights
 
 WAYS = {  # changes of the faithful preset
     "uniform": {"codebook_init": "uniform"},
@@ -27,36 +30,83 @@ WAYS = {  # changes of the faithful preset
     "kmeans_at_once": {"codebook_init": "kmeans", "warm_up_epochs": 0},
     "kmeans_after_two": {"codebook_init": "kmeans", "warm_up_epochs": 2},
 }
+FIGURES = {  # a column of the table, and its key
+    "codes in use": "codes",
+    "perplexity": "perplexity",
+    "SSIM, last step": "ssim",
+    "SSIM, averaged": "averaged_ssim",
+    "PSNR, last step": "psnr",
+    "PSNR, averaged": "averaged_psnr",
+}
+
+
+class Averaging(jobs.Job):
+    """A Job that averages the weights of every VQ-VAE over its last epoch: this changes no step of a training."""
+
+    def training(self, preset, stage, *others, **options):
+        training = super().training(preset, stage, *others, **options)
+        training.averaged = stage == "vqvae"
+        return training
 
 
 def measure(way, seed, args):
-    """Train by one way and seed; returns the figures."""
+    """Train by one way and seed; returns the figures, on held-out slices by the last weights and by their average."""
     preset = dataclasses.replace(config.PRESETS["faithful"], held_out_from=("vqvae", "pixelcnn"), **WAYS[way])
     if args.epochs:
         preset = dataclasses.replace(preset, vqvae=dataclasses.replace(preset.vqvae, epochs=args.epochs))
-    models = args.out / f"{way}_{seed}_{preset.vqvae.epochs}"
+    models = args.out / f"{way}_{seed}_{preset.vqvae.epochs}_{args.precision}"
     resume = Path(f"{models}.checkpoint", "vqvae.npz").exists()
     options = {"validation_share": 0.1, "seed": 0, "resume": resume, "deterministic": False}
     with jobs.start("faithful", models, args.out, args.data, precision=args.precision, **options) as job:
-        job = dataclasses.replace(job, seed=seed)  # the held-out cases stay those of seed 0
+        job = Averaging(**vars(job) | {"seed": seed})  # the held-out cases stay those of seed 0
         _, variance = stream.moments(job.images, job.seen)
-        history = (training := train.train_vqvae(job, preset, variance)).history
+        training = train.train_vqvae(job, preset, variance)
+        last = training.history[-1]
         vqvae = weights.as_used(training.model)
+        codes = round(last["codes_in_use"] * vqvae.config.num_embeddings)
+        figures = {"way": way, "seed": seed, "epochs": len(training.history), "precision": job.precision}
+        figures |= {"codes": codes, "perplexity": last["perplexity"], "loss": last["loss"]}
         real = job.images[job.unseen]
-        decoded = vqvae.decode(vqvae.encode(real))
-        in_use, perplexity = (history[-1][name] for name in ("codes_in_use", "perplexity"))
-        figures = {"way": way, "seed": seed, "epochs": len(history), "precision": job.precision}
-        figures |= {"codes": round(in_use * vqvae.config.num_embeddings), "perplexity": perplexity}
-        figures |= {
-            "ssim": float(modules.ssim(real, decoded).mean()),
-            "psnr": float(modules.psnr(real, decoded).mean()),
-        }
-        figures["loss"] = history[-1]["loss"]
-        if args.prior:
-            codes = stream.encode(vqvae, job.images, job.scratch / "codes.bin")
-            prior = train.train_pixelcnn(job, preset, vqvae, codes).history
-            figures["bits"] = min(epoch["validation_loss"] for epoch in prior) / math.log(2)
+        _, saved = loop.load_checkpoint(training.path)
+        for name, prefix in (("", "model/"), ("averaged_", "kept/")):
+            for key, variable in loop.by_path(vqvae.weights).items():
+                variable.assign(saved[prefix + key])
+            decoded = vqvae.decode(vqvae.encode(real))
+            figures[f"{name}ssim"] = float(modules.ssim(real, decoded).mean())
+            figures[f"{name}psnr"] = float(modules.psnr(real, decoded).mean())
     return figures
+
+
+def report(rows):
+    """Print mean and standard deviation over the seeds of each figure, by precision and way."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f"{row['way']}, {row['precision']}, {row['epochs']} epochs", []).append(row)
+    print(f"{'mean (standard deviation)':44}" + "".join(f"{label:>16}" for label in FIGURES))
+    for name, group in groups.items():
+        columns = [np.array([row[key] for row in group]) for key in FIGURES.values()]
+        cells = [f"{column.mean():.3g} ({column.std(ddof=1):.2g})" for column in columns if len(group) > 1]
+        print(f"{name}, {len(group)} seeds".ljust(44) + "".join(f"{cell:>16}" for cell in cells))
+
+
+def draw(rows):
+    """Plot codes in use and SSIM by seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    colours = dict(zip(dict.fromkeys(row["way"] for row in rows), ("grey", "firebrick", "steelblue", "seagreen")))
+    for way, colour in colours.items():
+        seeds, codes, last, averaged = np.transpose(
+            [[row[key] for key in ("seed", "codes", "ssim", "averaged_ssim")] for row in rows if row["way"] == way]
+        )
+        left.plot(seeds, codes, "o", color=colour, label=way)
+        right.plot(seeds, last, "o", color=colour, fillstyle="none", label=f"{way}, last step")
+        right.plot(seeds, averaged, "o", color=colour, label=f"{way}, mean of the last epoch")
+    left.set(title="Codes in use", xlabel="seed", ylabel="of 128", ylim=(0, 132))
+    right.set(title="SSIM of slices of held-out cases", xlabel="seed", ylabel="SSIM")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
 
 
 def main():
@@ -64,23 +114,29 @@ def main():
     parser.add_argument("--seeds", type=cli.seed, nargs="+", default=range(5), metavar="N")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=("uniform", "kmeans"))
     parser.add_argument("--epochs", type=cli.positive, metavar="N", help="epochs of the VQ-VAE (default: the preset's)")
-    parser.add_argument("--prior", action="store_true", help="also train the PixelCNN, for its bits a code")
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
     parser.add_argument("--data", metavar="PATH", help="folder or zip of the slices, as for the scripts")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw codes in use and SSIM by seed")
     parser.add_argument("--out", type=Path, default="outputs/ablation", metavar="DIR")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    done = args.out / "ablation.jsonl"
-    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
-    known = {(row["way"], row["seed"], row["epochs"], row["precision"]) for row in rows}
+    path = args.out / "ablation.jsonl"
     epochs = args.epochs or config.PRESETS["faithful"].vqvae.epochs
-    for seed in args.seeds:
-        for way in args.ways:
-            if (way, seed, epochs, args.precision) not in known:
-                figures = measure(way, seed, args)
-                with open(done, "a") as file:
-                    file.write(json.dumps(figures) + "\n")
-                print(figures, flush=True)
+    wanted = [(way, seed, epochs, args.precision) for seed in args.seeds for way in args.ways]
+    for way, seed, *_ in [each for each in wanted if each not in read(path)]:
+        figures = measure(way, seed, args)
+        with open(path, "a") as file:
+            file.write(json.dumps(figures) + "\n")
+    rows = [row for key, row in read(path).items() if key in wanted]
+    report(rows)
+    if args.plot:
+        draw(rows).savefig(args.plot, dpi=100)
+
+
+def read(path):
+    """Return the figures of finished trainings, by what was asked for."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {tuple(row[key] for key in ("way", "seed", "epochs", "precision")): row for row in rows}
 
 
 if __name__ == "__main__":

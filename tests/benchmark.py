@@ -89,17 +89,19 @@ def processor():
 # --- operations, counted from the layers ------------------------------------------------------------------------------
 
 
+def layer_operations(layer):
+    """Additions and multiplications of a convolution's forward pass for one image."""
+    transposed = isinstance(layer, layers.Conv2DTranspose)
+    return 2 * int(np.prod((layer.input if transposed else layer.output).shape[1:3]) * np.prod(layer.kernel.shape))
+
+
 def vqvae_operations(vqvae):
     """Additions and multiplications of a training step for one image.
 
     Forward, then backward to the weights and the inputs of every layer but the first, whose input needs no gradient.
     """
-    counts = []
-    for layer in vqvae.encoder.layers + vqvae.decoder.layers:
-        transposed = isinstance(layer, layers.Conv2DTranspose)
-        positions = np.prod((layer.input if transposed else layer.output).shape[1:3])
-        counts.append(2 * positions * np.prod(layer.kernel.shape))
-    return int(3 * sum(counts) - counts[0])
+    counts = [layer_operations(layer) for layer in vqvae.encoder.layers + vqvae.decoder.layers]
+    return 3 * sum(counts) - counts[0]
 
 
 def pixelcnn_operations(pixelcnn):
@@ -229,6 +231,44 @@ def bench_training(rates, images):
         )
 
 
+def bench_layers(rate, images):
+    """Print the time of each layer in a training step of the VQ-VAE, its share of the step, and that of its floor."""
+    step, model = our_vqvae_step("float32", images)
+    step = blocking(step, images)
+    step()
+    whole = np.median([seconds(step) for _ in range(5)])
+    print(f"  by layer of the VQ-VAE, {BATCH} images, forward and backward{'':12}{'share':>11} {'floor':>8}")
+    x, known, first = images, 0.0, model.encoder.layers[0]
+    for network in (model.encoder, model.decoder):
+        for layer in network.layers:
+            passes = 2 if layer is first else 3  # nobody asks for the gradient of the images
+            taken, x = time_layer(layer, tf.convert_to_tensor(x), layer is not first)
+            known += taken
+            floor = passes * BATCH * layer_operations(layer) / rate
+            size = " x ".join(map(str, layer.output.shape[1:]))
+            what = f"    {network.name} {layer.name}, to {size}"
+            print(f"{what:58}{'':12}{duration(taken)}{taken / whole:9.0%} {floor / taken:8.0%}", flush=True)
+    print(f"{'    all else: quantizer, losses, Adam':58}{'':12}{duration(whole - known)}{1 - known / whole:9.0%}")
+
+
+def time_layer(layer, x, gradient_of_inputs):
+    """Return the seconds of a layer's forward and backward pass, and its outputs."""
+
+    @tf.function
+    def passes(x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        wanted = layer.trainable_variables + ([x] if gradient_of_inputs else [])
+        return [tf.reduce_sum(value) for value in tape.gradient(y, wanted, upstream)]
+
+    y = layer(x)
+    upstream = tf.random.normal(y.shape)
+    call = blocking(passes, x, upstream)
+    call()
+    return np.median([seconds(call) for _ in range(5)]), y
+
+
 def bench_loading(folder):
     paths = sorted((folder / "keras_png_slices_train").iterdir())
     compare(
@@ -333,6 +373,7 @@ def main():
         bench_gated_sampling()
         bench_ssim(images)
         bench_training(rates, images)
+        bench_layers(rates["float32"], images)
         bench_sharp_training(images)
         bench_loading(folder)
         bench_start(folder)

@@ -89,6 +89,32 @@ def test_training_interrupted_in_its_warm_up_ends_as_one_never_interrupted(progr
     assert history[1]["codes_in_use"] > 0.5
 
 
+def test_kept_weights_are_the_mean_over_the_steps_of_the_last_epoch(program, miniature, tmp_path):
+    seen, average = [], loop.Training.average
+
+    def record(training, number):
+        average(training, number)
+        seen.append(training.weights())
+
+    arguments = (
+        "train.py",
+        "--data",
+        miniature,
+        *TRAINING,
+        "--codebook-init",
+        "kmeans",
+        "--models",
+        tmp_path / "models",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "average", record)
+        program.run(*arguments)
+    assert len(seen) == -(-6 * SLICES // 16)
+    for key, variable in loop.by_path(weights.load_vqvae(tmp_path / "models").weights).items():
+        np.testing.assert_allclose(variable, np.mean([step[key] for step in seen], axis=0), rtol=1e-4, atol=1e-6)
+    assert np.any(seen[-1]["quantizer/codebook"] != seen[0]["quantizer/codebook"])
+
+
 @pytest.mark.long
 def test_sharp_training_that_was_interrupted_ends_the_same(sharp, program, tmp_path, small):
     expected, call = sharp
