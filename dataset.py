@@ -8,17 +8,17 @@ The slices are axial sections of the OASIS-1 study (Marcus et al. 2007, Journal 
 grey PNGs of 256x256 pixels, each slice scaled to 0..255 on its own, 32 of each case. A case is a person, in one split:
 
     keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png
+    keras_png_slices_data/keras_png_slices_seg_{train,validate,test}/seg_NNN_slice_K.nii.png    their tissue
 
 Training holds some cases of train out by itself. The validate split is not used.
 
-`load_split` gives them as the networks see them: (N, 128, 128, 1) float32 in [-0.5, 0.5].
+`load_split` gives them as the networks see them: (N, 128, 128, 1) float32 in [-0.5, 0.5]. `load_masks` gives the tissue
+of each pixel: (N, 128, 128) uint8, 0 background, 1 CSF, 2 grey matter, 3 white matter.
 """
 
 import argparse
 import hashlib
 import io
-import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,23 +27,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from brains import cli, config, volumes
-from brains.archives import download, extract, extract_once
+from brains.archives import extract_once
 from brains.cli import UserError, note, reason, short
-from brains.config import SIZE, SPLITS, TOP_FOLDER
-from brains.names import case_of, is_litter, natural_order, split_folder
+from brains.config import MASKS, SIZE, SPLITS, TISSUES, TOP_FOLDER
+from brains.names import case_of, is_litter, mask_of, natural_order, split_folder
+from brains.sources import GENUINE, digest_of, fetch, is_genuine
 
-SOURCES = (  # copies kept by third parties, tried in this order; what they give is verified
-    "https://media.githubusercontent.com/media/uqEi/COMP3710-Pattern-Recognition/"
-    "bfe442962f9f1cbd31213e465e04a5df800fa3ad/keras_png_slices_data.zip",
-    "https://codeload.github.com/Rony-star666/COMP3710/zip/3ffd9e3f584baaad2193b3323ebe7d929cac0326",
-)
-GENUINE = {  # number of images, and sha256 over the lines "<sha256>  <name>\n" of the files, sorted by name
-    "train": (9664, "7aa4a274b710fb4b19ecb26d77cc5d937e0656df9b33f7bc47598026a8aa0bee"),
-    "validate": (1120, "fb144be5f278d3d1c72d464119185b08557bc083b4d64366a4d21bb555ee83ec"),
-    "test": (544, "1bfd3b0ce9406fdfb344c6eaf8e250e9fb000632358209cdc419a0e9cc1c52bc"),
-}
-SOURCE_FILE = "source.txt"  # beside fetched splits: the address they came from
 DEPTH = 3  # folders at most between what a user names and a split folder; the GitHub archive has three
+MASK = "one has 256x256 pixels, 0 where there is background, 85 CSF, 170 grey and 255 white matter"
 QUEUED = 4096  # images that wait to be decoded at a time
 MAX_PIXELS = 64_000_000  # of an image that a user names
 Image.MAX_IMAGE_PIXELS = None  # in favour of that
@@ -78,6 +69,31 @@ def load_split(split, data=None, url=None, allocate=None):
     return Slices(images, [path.name for path in paths], digest)
 
 
+def load_masks(split, data=None, url=None):
+    """Return the tissue (N, 128, 128) uint8, a label of config.TISSUES, of the slices that `load_split` gives.
+
+    Raises UserError if a mask is missing, broken, of another size or has other values than the course's.
+    """
+    paths, folder = slice_paths(split, data, url), find_split(f"seg_{split}", data, url)
+    names = [mask_of(path.name) for path in paths]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{short(folder)}: {len(missing):,} of {len(names):,} slices have no mask here, as {missing[0]}"
+        )
+
+    def read(name):
+        grey = read_grey((folder / name).read_bytes(), folder / name)
+        labels, rest = np.divmod(grey, 85)
+        if grey.shape != (2 * SIZE, 2 * SIZE) or rest.any():
+            found = "x".join(map(str, grey.shape)), ", ".join(f"{value:g}" for value in np.unique(grey)[:5])
+            raise UserError(f"{folder / name}: not a mask ({found[0]} pixels, values {found[1]}); {MASK}")
+        return labels[::2, ::2].astype(np.uint8)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack([*pool.map(read, names)])
+
+
 def slice_paths(split, data=None, url=None):
     """Return the files of a split in natural order; see `load_split`."""
     folder = find_split(split, data, url)
@@ -100,16 +116,6 @@ def read_images(paths, images):
         for start in range(0, len(paths), QUEUED):
             digests += pool.map(read, range(start, min(start + QUEUED, len(paths))))
     return digest_of({path.name: digest for path, digest in zip(paths, digests)})
-
-
-def digest_of(files):
-    """Return the digest of a split, as in GENUINE, from the sha256 of its files, {name: sha256}."""
-    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()).hexdigest()
-
-
-def is_genuine(split, digest):
-    """Return whether a digest is that of the genuine split."""
-    return digest == GENUINE[split][1]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -194,9 +200,9 @@ def save_image(path, image):
 
 
 def find_split(split, data=None, url=None):
-    """Return the folder of a split. What is missing is fetched; a zip is extracted once, and volumes are cut once.
+    """Return the folder of a split, or of its masks ("seg_train"). What is missing is fetched.
 
-    Up to DEPTH folders may lie between `data` and the split folder, or it may be that folder. Raises UserError if there
+    A zip is extracted once, and volumes are cut once. Up to DEPTH folders may lie between `data` and the split folder, or it may be that folder. Raises UserError if there
     are no slices of the split.
     """
     if data is None:
@@ -216,7 +222,8 @@ def find_split(split, data=None, url=None):
     folder = _below(source, split)
     if folder is None:
         remedy = "delete that folder and run again to fetch it" if data is None else "name another set with --data"
-        raise UserError(f"{data or short(source)}: no slices in a folder {split_folder(split)} here; {remedy}")
+        what = "masks" if split in MASKS else "slices"
+        raise UserError(f"{data or short(source)}: no {what} in a folder {split_folder(split)} here; {remedy}")
     return folder
 
 
@@ -227,69 +234,6 @@ def _below(path, split):
         return path
     found = (folder for depth in range(DEPTH + 1) for folder in sorted(path.glob("*/" * depth + name)))
     return next((folder for folder in found if not is_litter(folder.relative_to(path))), None)
-
-
-# --- fetch ------------------------------------------------------------------------------------------------------------
-
-
-def fetch(split, url=None):
-    """Download the slices into DATASET, at least those of `split`.
-
-    A named address, `url` or OASIS_URL of the environment, may hold any set and is the only one tried. Without one
-    SOURCES are tried in turn, and what they give must be the genuine set. Sets are never mixed. Raises UserError if
-    no address gives the slices.
-    """
-    named = url or os.environ.get("OASIS_URL")
-    source = "genuine" if named in (None, *SOURCES) else named
-    cli.make_folder(config.DATASET)
-    _check_source(source)
-    failures = []
-    for address in [named] if named else SOURCES:
-        part = config.DATASET / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}.zip.part"
-        note(f"fetching {address}")
-        with cli.writing(short(config.DATASET), f"{cli.FREE_SPACE} to continue"):
-            try:
-                download(address, part)
-                try:
-                    _keep(part, split, source)
-                except UserError:
-                    part.unlink()  # it is useless, and no start for a resumed transfer either
-                    raise
-                part.unlink()
-                return
-            except UserError as error:
-                note(f"  {error}")
-                failures.append(f"{address}: {error}")
-    raise UserError(
-        f"the slices could not be fetched ({failures[0] if failures else 'no address is known'}); check the network "
-        "and run again, or name another address with --url, or a folder or zip with --data"
-    )
-
-
-def _check_source(source):
-    """Raise UserError if DATASET holds slices of another source: "genuine", or an address."""
-    target = config.DATASET / TOP_FOLDER
-    if any((target / split_folder(split)).is_dir() for split in SPLITS):
-        known = (target / SOURCE_FILE).read_text().strip() if (target / SOURCE_FILE).is_file() else "an unknown source"
-        if known != source:
-            raise UserError(f"{short(target)} holds slices of {known}, and sets are not mixed; delete it first")
-
-
-def _keep(archive, split, source):
-    """Add the splits of a fetched zip that are missing to DATASET. Those of the "genuine" source must be genuine."""
-    target = config.DATASET / TOP_FOLDER
-    with tempfile.TemporaryDirectory(prefix=".unpacking", dir=config.DATASET, ignore_cleanup_errors=True) as staging:
-        digests = {each: digest_of(files) for each, files in extract(archive, Path(staging)).items()}
-        if split not in digests:
-            raise UserError(f"the zip holds no {split_folder(split)}")
-        for each in SPLITS if source == "genuine" else ():
-            if not is_genuine(each, digests.get(each)):
-                raise UserError(f"the {each} slices in the zip are not the genuine ones (their digest differs)")
-        target.mkdir(exist_ok=True)
-        (target / SOURCE_FILE).write_text(f"{source}\n")
-        for folder in Path(staging).iterdir():
-            if not (target / folder.name).exists():
-                folder.rename(target / folder.name)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -321,7 +265,7 @@ def main(arguments=None):
     describe("test", args.data, args.url)
     validate_folder = find_split("train", args.data).with_name(split_folder("validate"))
     if validate_folder.is_dir() and any(validate_folder.iterdir()):
-        describe("validate", validate_folder)
+        describe("validate", validate_folder.parent)
     else:
         print("validate: not there, and not needed")
 
@@ -333,6 +277,11 @@ def describe(split, data=None, url=None):
     state = "genuine" if is_genuine(split, slices.digest) else "not genuine"
     shape, variance = slices.images.shape, slices.images.var()
     print(f"{split}: {len(slices.names):,} slices of {cases} cases, {state}; array {shape}, variance {variance:.5f}")
+    folder = find_split(split, data).with_name(split_folder(f"seg_{split}"))
+    if folder.is_dir():
+        shares = np.bincount(load_masks(split, data).ravel(), minlength=len(TISSUES)) / slices.images.size
+        parts = ", ".join(f"{share:.1%} {tissue}" for share, tissue in zip(shares[1:], TISSUES[1:]))
+        print(f"  and their masks: {parts}")
 
 
 def cut_volumes(folder, target, seed, orientation):

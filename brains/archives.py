@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from brains.cli import FREE_SPACE, UserError, make_folder, note, reason
-from brains.config import SPLITS
+from brains.config import MASKS, SPLITS
 from brains.names import is_litter, split_folder
 
 ATTEMPTS = 4  # transfers of one address, with 1, 2 and 4 seconds between
@@ -102,7 +102,7 @@ def extract_once(path, folder):
 
 
 def extract(path, target):
-    """Extract the split folders of a zip into the empty folder `target`; returns {split: {name: sha256}}.
+    """Extract the splits of a zip, and their masks, into the empty folder `target`; returns {split: {name: sha256}}.
 
     Raises UserError if the zip or a member is corrupt, if it holds no split, or if a member would land outside.
     """
@@ -115,14 +115,14 @@ def extract(path, target):
     digests = {}
     with archive:
         folders = _folders(archive, path)
-        for split in SPLITS:
+        for split in (*SPLITS, *MASKS):
             candidates = [folder for folder in folders if folder.name == split_folder(split)]
             if candidates:
                 files = folders[min(candidates, key=lambda folder: len(folder.parts))]
                 place = target / split_folder(split)
                 place.mkdir()
                 digests[split] = {name: _extract(archive, info, place / name) for name, info in files.items()}
-    if not digests:
+    if not digests.keys() & set(SPLITS):
         raise UserError(f"{path}: no slices in a folder such as {split_folder('train')} here; name another zip")
     return digests
 

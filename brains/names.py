@@ -8,7 +8,7 @@ from brains.cli import UserError
 
 
 def split_folder(split):
-    """Return the name of a split's folder."""
+    """Return the name of a split's folder, or of that of its masks ("seg_train")."""
     return f"keras_png_slices_{split}"
 
 
@@ -21,6 +21,11 @@ def case_of(name):
     """Return the case ("case_441") that a slice belongs to; a name without one is a case of its own."""
     found = re.search(r"case_\d+", name)
     return found[0] if found else name
+
+
+def mask_of(name):
+    """Return the name of the mask of a slice with this name."""
+    return name.replace("case_", "seg_", 1)
 
 
 def level_of(name):

@@ -54,6 +54,15 @@ def head(case, k, size=256):
     return np.round(grey * 255 / grey.max()).astype(np.uint8)
 
 
+def tissue(case, k, size=256):
+    """Return the mask (size, size) uint8 of that head: 0 background and skull, 85 CSF, 170 grey, 255 white matter."""
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    radius = np.hypot(x / (0.6 + 0.03 * k), y / (0.5 + 0.02 * (case % 5)))
+    labels = np.where(np.cos(9 * x + case) * np.cos(8 * y + k) > 0, 3, 2) * (radius <= 0.88)
+    labels[np.hypot(x / 0.2, (np.abs(y) - 0.1) / 0.06) < 1] = 1
+    return (85 * labels).astype(np.uint8)
+
+
 def brains(count=8):
     """Return images (count, 128, 128, 1) float32 in [-0.5, 0.5]."""
     import dataset
@@ -62,12 +71,14 @@ def brains(count=8):
 
 
 def write_split(top, split, cases):
-    """Write slices of `cases` to the split folder below `top`; returns that folder."""
-    folder = top / f"keras_png_slices_{split}"
+    """Write slices of `cases`, and their masks, to the split folders below `top`; returns that of the slices."""
+    folder, masks = top / f"keras_png_slices_{split}", top / f"keras_png_slices_seg_{split}"
     folder.mkdir(parents=True)
+    masks.mkdir()
     for case in cases:
         for k in range(SLICES):
             Image.fromarray(head(case, k)).save(folder / f"case_{case:03}_slice_{k}.nii.png")
+            Image.fromarray(tissue(case, k)).save(masks / f"seg_{case:03}_slice_{k}.nii.png")
     return folder
 
 
@@ -84,9 +95,6 @@ def miniature(tmp_path_factory):
     top = tmp_path_factory.mktemp("miniature") / "keras_png_slices_data"
     for split, cases in (("train", range(1, 7)), ("validate", (402, 403)), ("test", (441, 442))):
         write_split(top, split, cases)
-    masks = top / "keras_png_slices_seg_train"
-    masks.mkdir()
-    shutil.copy(top / "keras_png_slices_train" / "case_001_slice_0.nii.png", masks / "seg_001_slice_0.nii.png")
     return top
 
 

@@ -1,11 +1,12 @@
 """The slices of folders and zips: the arrays that come out, and what is refused."""
 
+import re
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import SLICES, head, serve, zip_folder
+from conftest import SLICES, head, serve, tissue, zip_folder
 from PIL import Image
 
 import dataset
@@ -267,14 +268,47 @@ def test_zip_is_extracted_once_and_anew_when_it_has_changed(miniature, miniature
     shutil.copy(miniature_zip, tmp_path / "data.zip")
     paths = dataset.slice_paths("test", tmp_path / "data.zip")
     (folder,) = kept.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"keras_png_slices_{split}" for split in ("test", "train", "validate")
-    ]
+    assert {path.name for path in folder.iterdir()} == {
+        f"keras_png_slices_{split}" for split in (*config.SPLITS, *config.MASKS)
+    }
     paths[0].write_bytes(b"mine")
     assert dataset.slice_paths("test", tmp_path / "data.zip")[0].read_bytes() == b"mine"
     zip_folder(miniature / "keras_png_slices_test", tmp_path / "data.zip")
     assert dataset.load_split("test", tmp_path / "data.zip").names == [path.name for path in paths]
     assert dataset.slice_paths("test", tmp_path / "data.zip")[0].parent != paths[0].parent
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_lie_under_their_slices(miniature):
+    slices, masks = dataset.load_split("train", miniature), dataset.load_masks("train", miniature)
+    assert masks.shape == (len(slices.names), 128, 128) and masks.dtype == np.uint8
+    for name, mask in zip(slices.names, masks):
+        case, k = (int(part) for part in re.findall(r"\d+", name))
+        np.testing.assert_array_equal(85 * mask, tissue(case, k)[::2, ::2])
+
+
+def test_masks_that_are_missing_or_no_masks_are_refused_in_one_line(miniature, tmp_path):
+    top = tmp_path / "set"
+    shutil.copytree(miniature, top)
+    folder = top / "keras_png_slices_seg_test"
+    mask = folder / "seg_441_slice_3.nii.png"
+    bad = {
+        "64x64 pixels": Image.new("L", (64, 64)),
+        "values 0, 7": Image.fromarray(np.resize(np.uint8([0, 7]), (256, 256))),
+    }
+    for message, image in bad.items():
+        image.save(mask)
+        with pytest.raises(UserError, match=rf"seg_441_slice_3.nii.png: not a mask .*{message}.*85 CSF"):
+            dataset.load_masks("test", top)
+    mask.unlink()
+    with pytest.raises(UserError, match="1 of 16 slices have no mask here, as seg_441_slice_3.nii.png"):
+        dataset.load_masks("test", top)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="no masks in a folder keras_png_slices_seg_test"):
+        dataset.load_masks("test", top)
+    assert len(dataset.load_split("test", top).names) == 16  # a set without masks is used as before
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -284,6 +318,7 @@ def test_dataset_script_says_what_is_there(miniature, program):
     out, _ = program.run("dataset.py", "--data", miniature)
     assert f"train: {6 * SLICES} slices of 6 cases, not genuine" in out and "(16, 128, 128, 1)" in out
     assert f"validate: {2 * SLICES} slices of 2 cases, not genuine" in out
+    assert out.count("  and their masks: 1.9% CSF, 10.") == 3
 
 
 @pytest.mark.parametrize("flag", ["--data", "--url"])

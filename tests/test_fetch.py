@@ -1,5 +1,6 @@
 """Fetching: which addresses are tried, what is kept of what they give, and how failures are told."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -7,14 +8,14 @@ import pytest
 from conftest import serve
 
 import dataset
-from brains import archives, config
+from brains import archives, config, sources
 from brains.cli import UserError
 
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch, tmp_path):
     """The data folder of a test. No test writes to the real one, reaches a real address or waits between attempts."""
-    monkeypatch.setattr(dataset, "SOURCES", ())
+    monkeypatch.setattr(sources, "SOURCES", ())
     monkeypatch.setattr(archives.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(config, "DATASET", tmp_path / "dataset")
     return config.DATASET
@@ -23,9 +24,10 @@ def kept(monkeypatch, tmp_path):
 @pytest.fixture
 def genuine_miniature(miniature, monkeypatch):
     """The digests of the miniature in place of those of the genuine set."""
-    for split in config.SPLITS:
-        images, _, digest = dataset.load_split(split, miniature)
-        monkeypatch.setitem(dataset.GENUINE, split, (len(images), digest))
+    for split in (*config.SPLITS, *config.MASKS):
+        paths = dataset.slice_paths(split, miniature)
+        digest = sources.digest_of({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths})
+        monkeypatch.setitem(sources.GENUINE, split, (len(paths), digest))
 
 
 def fetched():
@@ -46,10 +48,11 @@ def asked(server):
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def test_fetch_puts_the_splits_in_place_without_masks(server, miniature, kept):
+def test_fetch_puts_the_splits_and_their_masks_in_place(server, miniature, kept):
     images = dataset.load_split("train", url=f"{server.url}/data.zip").images
     np.testing.assert_array_equal(images, dataset.load_split("train", miniature).images)
-    assert fetched() == [f"keras_png_slices_{split}" for split in ("test", "train", "validate")]
+    np.testing.assert_array_equal(dataset.load_masks("train"), dataset.load_masks("train", miniature))
+    assert fetched() == sorted(f"keras_png_slices_{split}" for split in (*config.SPLITS, *config.MASKS))
     assert [path.name for path in kept.iterdir()] == [config.TOP_FOLDER]  # no zip, part or temporary folder
     assert f"{server.url}/data.zip" in (kept / config.TOP_FOLDER / "source.txt").read_text()
     dataset.load_split("test", url=f"{server.url}/data.zip")
@@ -79,7 +82,7 @@ def test_sets_of_two_addresses_are_never_mixed(server, miniature_zip, kept):
 
 @pytest.mark.usefixtures("genuine_miniature")
 def test_a_user_s_set_and_the_genuine_one_are_never_mixed(server, monkeypatch, kept):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/data.zip",))
+    monkeypatch.setattr(sources, "SOURCES", (f"{server.url}/data.zip",))
     for first, second in ((f"{server.url}/mine.zip", None), (None, f"{server.url}/mine.zip")):
         dataset.load_split("test", url=first)
         shutil.rmtree(kept / config.TOP_FOLDER / "keras_png_slices_test")
@@ -186,7 +189,7 @@ def test_address_without_a_server_is_told_in_one_line(url):
 
 @pytest.mark.usefixtures("genuine_miniature")
 def test_next_built_in_address_is_tried_and_the_genuine_set_accepted(server, monkeypatch, capsys):
-    monkeypatch.setattr(dataset, "SOURCES", tuple(server.url + path for path in ("/page", "/404", "/data.zip")))
+    monkeypatch.setattr(sources, "SOURCES", tuple(server.url + path for path in ("/page", "/404", "/data.zip")))
     dataset.load_split("test")
     assert asked(server) == ["/page", "/404", "/data.zip"]
     assert "differs" not in capsys.readouterr().err
@@ -195,7 +198,7 @@ def test_next_built_in_address_is_tried_and_the_genuine_set_accepted(server, mon
 @pytest.mark.usefixtures("genuine_miniature")
 @pytest.mark.parametrize("how", ["url", "OASIS_URL"])
 def test_named_address_that_fails_is_an_error_and_no_other_is_asked(server, monkeypatch, how, kept):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/data.zip",))
+    monkeypatch.setattr(sources, "SOURCES", (f"{server.url}/data.zip",))
     monkeypatch.setenv("OASIS_URL", f"{server.url}/{'404' if how == 'OASIS_URL' else 'data.zip'}")
     with pytest.raises(UserError, match="HTTP status 404") as caught:
         dataset.load_split("test", url=f"{server.url}/404" if how == "url" else None)
@@ -204,7 +207,7 @@ def test_named_address_that_fails_is_an_error_and_no_other_is_asked(server, monk
 
 
 def test_named_address_may_give_any_set(server, monkeypatch, capsys):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/404",))
+    monkeypatch.setattr(sources, "SOURCES", (f"{server.url}/404",))
     monkeypatch.setenv("OASIS_URL", f"{server.url}/data.zip")
     dataset.load_split("test")
     assert asked(server) == ["/data.zip"] and "differs from the genuine" in capsys.readouterr().err
@@ -212,7 +215,7 @@ def test_named_address_may_give_any_set(server, monkeypatch, capsys):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_built_in_address_must_give_the_genuine_set_named_or_not(server, monkeypatch, named, kept):
-    monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/data.zip",))
+    monkeypatch.setattr(sources, "SOURCES", (f"{server.url}/data.zip",))
     with pytest.raises(UserError, match="not the genuine ones"):
         dataset.load_split("test", url=f"{server.url}/data.zip" if named else None)
     assert not fetched() and not list(kept.iterdir())
@@ -220,7 +223,7 @@ def test_built_in_address_must_give_the_genuine_set_named_or_not(server, monkeyp
 
 def test_what_was_said_of_one_address_is_said_again_of_the_next(server, miniature_zip, monkeypatch, capsys):
     with serve(miniature_zip) as other:
-        monkeypatch.setattr(dataset, "SOURCES", (f"{server.url}/404", f"{other.url}/404"))
+        monkeypatch.setattr(sources, "SOURCES", (f"{server.url}/404", f"{other.url}/404"))
         for _ in range(2):  # and in the next call
             with pytest.raises(UserError, match="HTTP status 404"):
                 dataset.load_split("test")

@@ -10,7 +10,7 @@ from conftest import ROOT
 SCRIPTS = ("train", "predict", "ssim", "evaluate")
 STORY = ("dataset", "modules", "train")  # what a student reads first
 BASE = ("brains.config", "brains.cli", "brains.layers", "brains.names", "brains.backend")
-ARCHIVES = ("brains.archives", "brains.volumes")  # how slices come to the machine
+ARCHIVES = ("brains.archives", "brains.sources", "brains.volumes")  # how slices come to the machine
 FILES = {path.stem: path for path in ROOT.glob("*.py")} | {
     f"brains.{path.stem}": path for path in (ROOT / "brains").glob("*.py") if path.stem != "__init__"
 }

@@ -48,6 +48,15 @@ def test_genuine_test_split_is_recognised(slices):
     assert slices.images.min() == -0.5 and 0.4 < slices.images.max() <= 0.5
 
 
+def test_masks_tell_dark_tissue_from_bright_in_every_case(slices, data):
+    masks, cases = dataset.load_masks("test", data), owners(slices.names)[0]
+    assert masks.shape == (544, 128, 128)
+    for case in np.unique(cases):
+        images, labels = slices.images[cases == case, ..., 0], masks[cases == case]
+        fluid, grey, white = (np.median(images[labels == label]) for label in (1, 2, 3))
+        assert fluid < grey < white, case
+
+
 @pytest.mark.parametrize("column, folder", [(0, MODELS), (1, SHARP)])
 def test_shipped_weights_reach_the_ssim_of_the_readme(slices, column, folder):
     row = re.search(r"SSIM and PSNR of reconstructions.*", (ROOT / "README.md").read_text())[0]
