@@ -251,6 +251,10 @@ def parse_arguments(arguments=None):
     meaning = "the side to which each axis runs, for files that do not say it: L or R, P or A, I or S (default: "
     meaning += "%(default)s, as in OASIS-1's atlas files)"
     add("--orientation", type=cli.orientation, default="RAS", metavar="CODE", help=meaning)
+    meaning = "files of tissue labels, from the folder of each volume, such as '*_seg.nii.gz'; they become the masks"
+    add("--labels", metavar="PATTERN", help=meaning)
+    meaning = "tissues of the labels: background, csf, grey or white (default: 1=csf,2=grey,3=white)"
+    add("--labels-map", type=cli.labels_map, default="1=csf,2=grey,3=white", metavar="MAP", help=meaning)
     args = parser.parse_args(arguments)
     if args.command == "slices" and (args.data or args.url):
         parser.error("--data and --url do not go with slices; name the folder of volumes after slices")
@@ -260,7 +264,8 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     args = parse_arguments(arguments)
     if args.command == "slices":
-        return cut_volumes(args.volumes, args.target, args.seed, args.orientation)
+        labels = {"labels": args.labels, "tissues": args.labels_map}
+        return cut_volumes(args.volumes, args.target, seed=args.seed, orientation=args.orientation, **labels)
     describe("train", args.data, args.url)
     describe("test", args.data, args.url)
     validate_folder = find_split("train", args.data).with_name(split_folder("validate"))
@@ -284,11 +289,11 @@ def describe(split, data=None, url=None):
         print(f"  and their masks: {parts}")
 
 
-def cut_volumes(folder, target, seed, orientation):
-    """Cut the volumes below a folder into slices below `target`, and print how many."""
+def cut_volumes(folder, target, **options):
+    """Cut the volumes below a folder into slices below `target`, and print how many; see `volumes.slice_volumes`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; name a folder of volumes")
-    rows = volumes.slice_volumes(folder, target, seed, orientation)
+    rows = volumes.slice_volumes(folder, target, **options)
     print(f"{len(rows)} volumes, {len(rows) * config.LEVELS:,} slices in {target / TOP_FOLDER}")
     people = {split: len({row.person for row in rows if row.split == split}) for split in SPLITS}
     print("people: " + ", ".join(f"{number} to {split}" for split, number in people.items()))

@@ -75,9 +75,8 @@ def vqvae_loss(vqvae, variance, images):
 def warm_up_loss(vqvae, variance, images):
     """Return what `vqvae_loss` returns, but of the VQVAE without its quantizer: an autoencoder."""
     reconstructions = vqvae.paint(vqvae.encoder(images, training=True))
-    nothing = 0 * ops.sum(vqvae.quantizer.codebook)  # so that the codebook has a gradient
-    loss = ops.mean((images - reconstructions) ** 2) / variance + nothing
-    figures = {"loss": loss, "reconstruction_loss": loss, "quantizer_loss": nothing}
+    loss = ops.mean((images - reconstructions) ** 2) / variance
+    figures = {"loss": loss, "reconstruction_loss": loss, "quantizer_loss": ops.zeros(())}
     return loss, figures | {"code_counts": ops.zeros(vqvae.config.num_embeddings)}
 
 
@@ -109,30 +108,37 @@ def train_vqvae(job, preset, variance):
 
     A codebook that starts at random lies far from the latents, so that a few of its vectors are nearest to all of them
     and the others are never used. With `codebook_init` "kmeans" it starts from the centres of latents, after a warm-up
-    without quantization. Then the weights of the last step are not kept either, but the mean over the last epoch: from
-    step to step the black of the background wavers, and SSIM with it.
+    without quantization, and learns faster than the network, to keep up with it. Then the weights of the last step are
+    not kept either, but their mean over the last epoch: from step to step the black of the background wavers, and SSIM
+    with it.
     """
     keras.utils.set_random_seed(job.seed)
+    kmeans = preset.codebook_init == "kmeans"
     vqvae = modules.build_vqvae(preset.vqvae_network)
     adam = keras.optimizers.Adam(preset.vqvae.learning_rate)
-    training = job.training(preset, "vqvae", vqvae, adam, may_change=("epochs", "validation_share"))
+    adam_of_codebook = keras.optimizers.Adam(preset.codebook_learning_rate if kmeans else preset.vqvae.learning_rate)
+    adam_of_codebook.build([vqvae.quantizer.codebook])
+    of_network = (adam, vqvae.encoder.weights + vqvae.decoder.weights)
+    of_codebook = (adam_of_codebook, [vqvae.quantizer.codebook])
+    changing, others = ("epochs", "validation_share"), adam_of_codebook.variables
+    training = job.training(preset, "vqvae", vqvae, adam, others=others, may_change=changing)
     chosen = job.seen if "vqvae" in preset.held_out_from else np.arange(len(job.images))
 
     def read(batch, draws):  # indices; the sharp training uses the draws to vary the slices
         return [job.images[chosen[batch]]]
 
-    def fit(loss, until=None):
-        gradients = loop.gradients_of(training, functools.partial(loss, vqvae, variance))
+    def fit(loss, *optimizers, until=None):
+        gradients = loop.gradients_of(training, functools.partial(loss, vqvae, variance), optimizers)
         figures, line = reports.with_code_usage, reports.vqvae_line
         return loop.fit(training, gradients, read, len(chosen), figures, line, until)
 
-    if preset.codebook_init == "kmeans":
+    if kmeans:
         training.averaged = True
         warm_up = min(preset.warm_up_epochs, preset.vqvae.epochs - 1)
-        fit(warm_up_loss, until=warm_up)
+        fit(warm_up_loss, of_network, until=warm_up)
         if len(training.history) == warm_up:
             vqvae.quantizer.codebook.assign(cluster_latents(vqvae, job.images, chosen, job.seed))
-    return fit(vqvae_loss)
+    return fit(vqvae_loss, of_network, of_codebook)
 
 
 def train_pixelcnn(job, preset, vqvae, codes):

@@ -169,6 +169,15 @@ temperature = _number(float, 0, math.inf, "a number above 0")
 share = _number(float, 0, 1, "a number between 0 and 1")
 
 
+def labels_map(text):
+    """Return the tissue (0 to 3) of each value that an argument such as 1=csf,2=grey,3=white gives."""
+    tissues = [name.split()[0].lower() for name in config.TISSUES]
+    pairs = [pair.partition("=") for pair in text.replace(" ", "").split(",")]
+    if all(value.isdecimal() and name in tissues for value, _, name in pairs):
+        return {int(value): tissues.index(name) for value, _, name in pairs}
+    raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1=csf,2=grey,3=white,4=background")
+
+
 def orientation(text):
     """Return the letters for the axes, such as RAS, that an argument gives."""
     code = text.upper()

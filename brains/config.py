@@ -128,6 +128,7 @@ class Faithful:
     pixelcnn: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=3e-4)
     codebook_init: str = "uniform"  # the tutorials' way, or "kmeans": the centres of latents after the warm-up
     warm_up_epochs: int = 1  # of the VQ-VAE without quantization, before k-means
+    codebook_learning_rate: float = 5e-3  # after k-means
     temperature: float = 1.0  # of sampling
     held_out_from: tuple = ("pixelcnn",)  # the stages that do not see the held-out cases
     mirrored: bool = False  # whether mirror images of slices are learned too

@@ -121,14 +121,18 @@ def adam_along_cosine(schedule, count, learning_rate=None, **adam):
     return keras.optimizers.Adam(rate, **adam)
 
 
-def gradients_of(training, loss):
-    """Return what `fit` takes, for one model and a `loss(*arrays)` that gives a scalar and figures."""
+def gradients_of(training, loss, optimizers=None):
+    """Return what `fit` takes, for one model and a `loss(*arrays)` that gives a scalar and figures.
+
+    `optimizers` are pairs of an optimizer and the variables that it trains (default: the Training's, and all).
+    """
+    optimizers = optimizers or [(training.optimizer, training.model.trainable_variables)]
 
     def gradients(*arrays):
         with tf.GradientTape() as tape:
             value, figures = loss(*arrays)
-        variables = training.model.trainable_variables
-        return [(training.optimizer, tape.gradient(value, variables), variables)], figures
+        values = tape.gradient(value, [variables for _, variables in optimizers])
+        return [(optimizer, some, variables) for (optimizer, variables), some in zip(optimizers, values)], figures
 
     return gradients
 

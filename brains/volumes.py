@@ -2,17 +2,20 @@
 
 import csv
 import functools
+import glob
 import hashlib
+import os
 import re
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from brains.cli import UserError, make_folder, note, reason, short, writing
 from brains.config import LEVELS, ROOT, TOP_FOLDER
-from brains.names import is_litter, natural_order, split_folder
+from brains.names import is_litter, mask_of, natural_order, split_folder
 
 CANVAS = 256  # pixels a side of a slice's file, 1 mm each
 ATLAS = (176, 208, 176)  # voxels of 1 mm in which OASIS-1's atlas files hold a head
@@ -24,18 +27,22 @@ SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come
 SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
 SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut, about as in the genuine set
 
-# A file with one session of a person, and a line of cases.csv: which volume became which case.
-Volume = namedtuple("Volume", "path person session")
+# A file with one session of a person, and that of its labels; and a line of cases.csv: which volume became which case.
+Volume = namedtuple("Volume", "path person session labels", defaults=[None])
 Row = namedtuple("Row", "case person session split file likeness scale")
 
 
-def find_volumes(folder):
+def find_volumes(folder, labels=None):
     """Return the Volumes below a folder in natural order, one a session.
 
     Of several files of a session the first is taken: OASIS-1's atlas space and T1w come first, BIDS derivatives last.
+    `labels` is a pattern for the files of labels, from the folder of a volume.
     """
     paths = [path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]
+    labels_in = {parent: _matching(parent, labels) for parent in {path.parent for path in paths}} if labels else {}
+    found = {path for several in labels_in.values() for path in several}
+    paths = [path for path in paths if path.resolve() not in found]
     sessions = {}
     for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
         sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
@@ -45,8 +52,19 @@ def find_volumes(folder):
         alike = [path for path in several if "_t88_gfc." in path.name]
         if len(alike or several) > 1:
             note(f"{person} {session}".rstrip() + f": {len(several)} files for one head; {several[0]} is taken")
-        volumes.append(Volume(several[0], person, session))
+        volumes.append(Volume(several[0], person, session, _alike(several[0], labels_in.get(several[0].parent, []))))
     return volumes
+
+
+def _matching(folder, pattern):
+    """Return the files that match a pattern, which may begin with .., from a folder."""
+    return [Path(found).resolve() for found in sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))]
+
+
+def _alike(path, labels):
+    """Return the file of labels whose name begins most like that of a volume; None if there is no such one."""
+    alike = [len(os.path.commonprefix([path.name, each.name])) for each in labels]
+    return labels[int(np.argmax(alike))] if alike and alike.count(max(alike)) == 1 else None
 
 
 def _owner(path):
@@ -57,14 +75,15 @@ def _owner(path):
     return (path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), ""
 
 
-def slice_volumes(folder, target, seed=0, orientation="RAS"):
+def slice_volumes(folder, target, seed=0, orientation="RAS", labels=None, tissues=None):
     """Cut the volumes below `folder` into slices below `target`; returns the Rows of cases.csv.
 
     Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
-    seed, and cases.csv. A volume that cannot be used is named and left out. Raises UserError if none can be used or
-    `target` cannot be written.
+    seed, and cases.csv. With `labels`, a pattern for files beside the volumes, also the masks; `tissues` gives the
+    tissue (0 to 3) of each of their values. A volume that cannot be used is named and left out. Raises UserError if
+    none can be used or `target` cannot be written.
     """
-    found = find_volumes(folder)
+    found = find_volumes(folder, labels)
     if not found:
         raise UserError(f"{folder}: no volumes here (.nii, .nii.gz, .hdr with .img); name a folder of them")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -74,16 +93,16 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     staging = target / ".slicing"
     try:
         with writing(target):
-            rows = _cut_all(found, folder, staging, orientation)
+            rows = _cut_all(found, folder, staging, orientation, tissues if labels else None)
             if not rows:
                 raise UserError(f"{folder}: none of its {len(found)} volumes can be used")
             split_of = split_people([row.person for row in rows], seed)
             rows = [row._replace(split=split_of[row.person]) for row in rows]
             for row in rows:
-                split = staging / split_folder(row.split)
-                split.mkdir(exist_ok=True)
                 for path in (staging / row.case).iterdir():
-                    path.rename(split / path.name)
+                    split = f"seg_{row.split}" if path.name.startswith("seg_") else row.split
+                    (staging / split_folder(split)).mkdir(exist_ok=True)
+                    path.rename(staging / split_folder(split) / path.name)
                 (staging / row.case).rmdir()
             with open(target / "cases.csv", "w", newline="") as file:
                 csv.writer(file).writerows([Row._fields, *rows])
@@ -93,23 +112,33 @@ def slice_volumes(folder, target, seed=0, orientation="RAS"):
     return rows
 
 
-def _cut_all(found, folder, staging, orientation):
-    """Write the slices of each usable Volume below a folder to `staging`/case; returns their Rows, not yet split."""
+def _cut_all(found, folder, staging, orientation, tissues):
+    """Write the slices of each usable Volume below a folder to `staging`/case; returns their Rows, not yet split.
+
+    If `tissues` are given, masks are written too.
+    """
     from tqdm import tqdm
 
     rows = []
     cases = zip(case_names(found), found)
-    for case, (path, person, session) in tqdm(cases, "slicing", len(found), unit="volume", disable=None):
+    for case, (path, person, session, labels) in tqdm(cases, "slicing", len(found), unit="volume", disable=None):
         try:
-            slices, likeness, scale = cut(*load_volume(path, orientation))
+            volume, sides = load_volume(path, orientation)
+            slices, likeness, scale, centre = cut(volume, sides)
+            masks = (
+                []
+                if tissues is None
+                else 85 * cut_labels(labels, orientation, volume.shape, scale * sides, centre, tissues)
+            )
         except UserError as error:
             note(f"left out: {path}: {error}")
             continue
         if likeness is not None and likeness < LIKE:
             note(f"note: {path}: likeness {likeness:.3f} to a head; look at its slices")
         (staging / case).mkdir(parents=True)
-        for level, grey in enumerate(slices):
-            Image.fromarray(grey).save(staging / case / f"{case}_slice_{level}.nii.png", format="PNG")
+        names = [f"{case}_slice_{level}.nii.png" for level in range(LEVELS)]
+        for name, grey in [*zip(names, slices), *zip(map(mask_of, names), masks)]:
+            Image.fromarray(grey).save(staging / case / name, format="PNG")
         likeness = "" if likeness is None else f"{likeness:.3f}"
         rows.append(Row(case, person, session, "", path.relative_to(folder), likeness, f"{scale:.2f}"))
     return rows
@@ -153,7 +182,7 @@ def case_names(volumes):
     numbers = {person: number for number, person in owners.items()}
     return [
         f"case_{numbers[person]:03}" + ("" if session == first_sessions[person] else f"_{session}")
-        for _, person, session in volumes
+        for _, person, session, _ in volumes
     ]
 
 
@@ -195,23 +224,47 @@ def load_volume(path, orientation="RAS"):
 def cut(volume, sides):
     """Cut a volume (X, Y, Z) with voxels of `sides` mm into slices (LEVELS, CANVAS, CANVAS) uint8, as the genuine lie.
 
-    Also returns the correlation to the reference there (None if the atlas grid tells the place), and the factor by
-    which the head was enlarged. Raises UserError if the volume does not hold that part of a head.
+    Also returns the correlation to the reference there (None if the atlas grid tells the place), the factor by which
+    the head was enlarged, and the centre (3,) of what was cut, in voxels. Raises UserError if the volume does not hold
+    that part of a head.
     """
-    from scipy.ndimage import affine_transform
-
     if volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3):
         likeness, scale, centre = None, 1.0, (np.array(ATLAS) - 1) / 2
     else:
         likeness, scale, centre = place(volume, sides)
-    step = 1 / (scale * sides)
-    shape = np.array([CANVAS, CANVAS, LEVELS])
-    slab = affine_transform(volume, step, centre - step * (shape - 1) / 2, output_shape=tuple(shape), order=1)
-    slices = np.moveaxis(slab, 2, 0)
+    slices = _slab(volume, scale * sides, centre, order=1)
     low, high = slices.min(axis=(1, 2), keepdims=True), slices.max(axis=(1, 2), keepdims=True)
     if np.any(low == high):
         raise UserError("some of the slices that would be cut are empty")
-    return np.round((slices - low) * (255 / (high - low))).astype(np.uint8), likeness, scale
+    return np.round((slices - low) * (255 / (high - low))).astype(np.uint8), likeness, scale, centre
+
+
+def _slab(volume, sides, centre, order):
+    """Return the slices (LEVELS, CANVAS, CANVAS) of a volume around a centre, whose voxels count as `sides` mm."""
+    from scipy.ndimage import affine_transform
+
+    shape = np.array([CANVAS, CANVAS, LEVELS])
+    corner = centre - (shape - 1) / 2 / sides
+    return np.moveaxis(affine_transform(volume, 1 / sides, corner, output_shape=tuple(shape), order=order), 2, 0)
+
+
+def cut_labels(path, orientation, shape, sides, centre, tissues):
+    """Cut the labels of a volume of this shape as the volume was cut; returns tissues (LEVELS, CANVAS, CANVAS) uint8.
+
+    `tissues` gives the tissue of each value. Raises UserError if labels are missing, of another shape, or unknown.
+    """
+    if path is None:
+        raise UserError("no file, or more than one, matches --labels")
+    labels, _ = load_volume(path, orientation)
+    if labels.shape != shape:
+        raise UserError(f"its labels {path.name} have the shape {labels.shape}, it has {shape}")
+    slices, masks = _slab(labels, sides, centre, order=0), np.zeros((LEVELS, CANVAS, CANVAS), np.uint8)
+    unknown = ", ".join(f"{value:g}" for value in np.unique(slices) if value not in {0, *tissues})
+    if unknown:
+        raise UserError(f"its labels {path.name} have the values {unknown}; say what they are with --labels-map")
+    for value, tissue in tissues.items():
+        masks[slices == value] = tissue
+    return masks
 
 
 def place(volume, sides):

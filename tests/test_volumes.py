@@ -9,6 +9,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from scipy.ndimage import affine_transform
 
+import dataset
 from brains.names import case_of
 from brains.volumes import ATLAS, COARSE, case_names, cut, find_volumes, load_reference, load_volume
 
@@ -88,7 +89,7 @@ def test_voxels_need_not_be_cubes(slices):
 
 def test_volume_in_atlas_space_is_cut_and_nothing_else():
     volume = np.random.default_rng(0).random(ATLAS, np.float32)
-    slices, likeness, scale = cut(volume, np.ones(3))
+    slices, likeness, scale, _ = cut(volume, np.ones(3))
     assert likeness is None and scale == 1
     middle = volume[:, :, 72:104]
     low, high = middle.min(axis=(0, 1)), middle.max(axis=(0, 1))
@@ -148,6 +149,39 @@ def test_what_cannot_be_used_is_named_and_passed_by(head, slices, program, tmp_p
     written = sorted((target / "keras_png_slices_data").rglob("*_slice_10.nii.png"))
     assert len(written) == 2
     assert any(np.array_equal(np.asarray(Image.open(path)), slices[10]) for path in written)
+
+
+def test_labels_are_cut_as_their_volumes_are(head, slices, program, tmp_path):
+    volumes, target = tmp_path / "volumes", tmp_path / "slices"
+    for number, code in enumerate(("RAS", "ASL", "LPS"), start=1):
+        folder = volumes / f"sub-{number}"
+        save(folder / f"sub-{number}_T1w.nii.gz", head, code)
+        save(folder / f"sub-{number}_dseg.nii.gz", (10 * (head > 60) + 10 * (head > 120)).astype(np.float32), code)
+    call = ("dataset.py", "slices", volumes, target, "--labels", "*_dseg.nii.gz", "--labels-map")
+    assert "values 20; say what they are with --labels-map" in program.run(*call, "10=csf", status=1)[1]
+    assert not list(target.iterdir())
+    out, _ = program.run(*call, "10=csf,20=white")
+    assert "3 volumes, 96 slices" in out
+    grey = slices[10] * (head[:, :, 40].max() / 255)  # as the head has it, but for rounding
+    for path in (target / "keras_png_slices_data").glob("*_seg_*/seg_*_slice_10.nii.png"):
+        mask = np.asarray(Image.open(path))
+        assert np.mean((mask == 255) == (grey > 120)) > 0.97 and np.mean((mask > 0) == (grey > 60)) > 0.97
+    for split in ("train", "test"):
+        masks = dataset.load_masks(split, target)
+        assert len(masks) == len(dataset.load_split(split, target).names) and set(np.unique(masks)) == {0, 1, 3}
+
+
+def test_labels_that_do_not_fit_are_named(head, program, tmp_path):
+    volumes = tmp_path / "volumes"
+    for number in range(3):
+        save(volumes / f"sub-{number}.nii", head, "RAS")
+    save(volumes / "labels" / "sub-1_x.nii", head[:-1], "RAS")
+    call = ("dataset.py", "slices", volumes, tmp_path / "slices", "--labels")
+    _, err = program.run(*call, "labels/sub-*.nii", status=1)
+    assert "sub-1_x.nii have the shape (95, 112, 75), it has (96, 112, 75)" in err
+    _, err = program.run(*call, "*.nii.gz", status=1)
+    assert err.count("no file, or more than one, matches --labels") == 3
+    program.fails(*call, "*", "--labels-map", "1=bone", status=2)
 
 
 def test_scripts_take_a_folder_of_volumes(head, trained, program, tmp_path):
