@@ -69,10 +69,10 @@ def load_split(split, data=None, url=None, allocate=None):
     return Slices(images, [path.name for path in paths], digest)
 
 
-def load_masks(split, data=None, url=None):
+def load_masks(split, data=None, url=None, allocate=None):
     """Return the tissue (N, 128, 128) uint8, a label of config.TISSUES, of the slices that `load_split` gives.
 
-    Raises UserError if a mask is missing, broken, of another size or has other values than the course's.
+    `allocate(count)` gives the array to fill (default: a new one). Raises UserError if a mask is missing, broken, of another size or has other values than the course's.
     """
     paths, folder = slice_paths(split, data, url), find_split(f"seg_{split}", data, url)
     names = [mask_of(path.name) for path in paths]
@@ -82,16 +82,20 @@ def load_masks(split, data=None, url=None):
             f"{short(folder)}: {len(missing):,} of {len(names):,} slices have no mask here, as {missing[0]}"
         )
 
-    def read(name):
+    masks = allocate(len(paths)) if allocate else np.empty((len(paths), SIZE, SIZE), np.uint8)
+
+    def read(number):
+        name = names[number]
         grey = read_grey((folder / name).read_bytes(), folder / name)
         labels, rest = np.divmod(grey, 85)
         if grey.shape != (2 * SIZE, 2 * SIZE) or rest.any():
             found = "x".join(map(str, grey.shape)), ", ".join(f"{value:g}" for value in np.unique(grey)[:5])
             raise UserError(f"{folder / name}: not a mask ({found[0]} pixels, values {found[1]}); {MASK}")
-        return labels[::2, ::2].astype(np.uint8)
+        masks[number : number + 1] = labels[None, ::2, ::2].astype(np.uint8)
 
     with ThreadPoolExecutor() as pool:
-        return np.stack([*pool.map(read, names)])
+        list(pool.map(read, range(len(names))))
+    return masks
 
 
 def slice_paths(split, data=None, url=None):
@@ -185,6 +189,13 @@ def load_image(path):
         raise UserError(f"{path}: cannot be read ({reason(error)}); name an image file") from error
 
 
+def is_coloured(path):
+    """Return whether an image file that can be loaded has colours."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    return bool(np.ptp(pixels, axis=-1).max() > 8)  # JPEG leaves a little in grey images
+
+
 def to_grey(images):
     """Return the grey values (...) uint8, 0 to 255, of images (...) in [-0.5, 0.5]."""
     return np.round((np.clip(images, -0.5, 0.5) + 0.5) * 255).astype(np.uint8)
@@ -192,8 +203,18 @@ def to_grey(images):
 
 def save_image(path, image):
     """Write an image (H, W, 1) in [-0.5, 0.5] as an 8-bit grey PNG. Raises UserError if that fails."""
+    save_grey(path, to_grey(image[..., 0]))
+
+
+def save_mask(path, labels):
+    """Write labels (H, W) of tissues as an 8-bit PNG, 0, 85, 170 and 255 as the course's masks have."""
+    save_grey(path, np.uint8(85) * labels)
+
+
+def save_grey(path, grey):
+    """Write grey values (H, W) uint8 as a PNG. Raises UserError if that fails."""
     with cli.written(Path(path)) as part:
-        Image.fromarray(to_grey(image[..., 0])).save(part, format="PNG")
+        Image.fromarray(grey).save(part, format="PNG")
 
 
 # --- find -------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
     python predict.py reconstruct PATH [PATH ...]    images of any kind, encoded and decoded
     python predict.py reconstruct --random [NUM]     slices of the test split (4)
     python predict.py generate [NUM]                 new slices (4): codes drawn from the prior, then decoded
+    python predict.py generate [NUM] --tissue        the same with the tissue of every pixel
+    python predict.py tissue PATH [PATH ...]         the tissue of slices that you have
 
-Each result is written as a PNG of its own, and a figure shows the results beside their codes.
+Each result is written as a PNG of its own, and a figure shows them side by side. `generate --export DIR` writes a
+labelled set in the layout of the course's own, to train on.
 """
 
 import argparse
@@ -12,33 +15,43 @@ import functools
 import secrets
 from pathlib import Path
 
-from brains import cli
+from brains import cli, config
 from brains.cli import UsageError, UserError, short
 from brains.config import FIGURES
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Reconstruct images with the VQ-VAE, or generate new brain slices.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate,tissue}")
     meaning = "Encode images and decode their codes."
     reconstruct = commands.add_parser("reconstruct", help=meaning, description=meaning)
-    reconstruct.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="image files of any kind and size")
-    meaning = "take NUM random slices of the test split (4)"
-    reconstruct.add_argument("--random", nargs="?", type=cli.positive, const=4, metavar="NUM", help=meaning)
-    cli.add_data_arguments(reconstruct)
+    meaning = "Tell the tissue of each pixel: cerebrospinal fluid (CSF), grey and white matter."
+    tissue = commands.add_parser("tissue", help=meaning, description=meaning)
+    for command, images in ((reconstruct, "image files of any kind and size"), (tissue, "image files of slices")):
+        command.add_argument("paths", nargs="*", type=Path, metavar="PATH", help=images)
+        meaning = "take NUM random slices of the test split (4)"
+        command.add_argument("--random", nargs="?", type=cli.positive, const=4, metavar="NUM", help=meaning)
+        cli.add_data_arguments(command)
     meaning = "Draw new brain slices from the prior."
     generate = commands.add_parser("generate", help=meaning, description=meaning)
     generate.add_argument("num", nargs="?", type=cli.positive, default=4, metavar="NUM", help="how many (%(default)s)")
     cli.add_sampling_arguments(generate, "values below 1 favour likely codes, above 1 rare ones")
     meaning = "levels to cycle through, 0 the lowest; for models that know levels, such as sharp (default: all, evenly)"
     generate.add_argument("--level", nargs="+", type=cli.natural, metavar="K", help=meaning)
-    for command in (reconstruct, generate):
+    generate.add_argument("--tissue", action="store_true", help="also tell the tissue of each pixel")
+    meaning = "write slices and masks, in whole cases of all levels, to a new folder in the layout of the course's set"
+    generate.add_argument("--export", type=Path, metavar="DIR", help=meaning)
+    for command in (reconstruct, generate, tissue):
         command.add_argument("--seed", type=cli.seed, metavar="N", help="of all draws (default: a fresh one, printed)")
+    for command in (reconstruct, generate):
         cli.add_model_arguments(command)
+    cli.add_model_arguments(tissue, presets=("tissue",), default="tissue")
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
-    if args.command == "reconstruct" and bool(args.paths) == bool(args.random):
-        reconstruct.error("name image files, or --random: one of the two")
+    if args.command != "generate" and bool(args.paths) == bool(args.random):
+        parser.error(f"{args.command}: name image files, or --random: one of the two")
+    if args.command == "generate" and args.export and args.level:
+        parser.error("--level does not go with --export, which writes all levels")
     return args
 
 
@@ -49,7 +62,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
-from brains import plots, sampling, weights
+from brains import export, plots, sampling, weights
 
 
 def reconstruct(names, images, models, out):
@@ -85,9 +98,25 @@ def named_images(paths):
     return names, np.stack([dataset.load_image(path) for path in paths])
 
 
+def tell_tissue(names, images, models, out):
+    """Tell the tissue of each pixel of images; writes the masks and returns the figure."""
+    labels = weights.load_segmenter(models).label(images)
+    for name, mask in zip(names, labels):
+        dataset.save_mask(out / f"{name}_tissue.png", mask)
+        print(out / f"{name}_tissue.png")
+    return plots.mosaic({"slice": plots.grey_pictures(images), "tissue": plots.tissue_pictures(images, labels)})
+
+
 def generate(args):
-    """Draw grids of codes and decode them; writes slices and codes and returns the figure."""
+    """Draw grids of codes and decode them; writes slices and codes, or a labelled set, and returns the figure."""
     vqvae, prior = weights.load_models(args.models)
+    segmenter = weights.load_segmenter(config.MODELS / "tissue") if args.tissue or args.export else None
+    if args.export:
+        if prior.levels is None:
+            raise UsageError(f"--export: the models in {short(args.models)} know no levels; try --preset sharp")
+        export.check_target(args.export)
+        args.num += -args.num % prior.levels  # whole cases
+        args.level = range(prior.levels)
     levels = choose_levels(args.level, args.num, prior, args.models)
     temperature = args.temperature or weights.load_temperature(args.models)
     critic, candidates = weights.load_critic(args.models, args.candidates)
@@ -96,15 +125,34 @@ def generate(args):
     codes = sampling.sample_best(vqvae, prior, critic, candidates, args.num, args.seed, temperature, levels, progress)
     with cli.written(args.out / "codes.npy") as part:
         np.save(part, codes)
-    for first in progress(range(0, args.num, plots.SHOWN)):  # decoded in portions, to spare memory
-        for number, image in enumerate(vqvae.decode(codes[first : first + plots.SHOWN]), start=first):
-            dataset.save_image(args.out / f"generated_{number:03}.png", image)
-    print(f"{args.out / 'generated_000.png'}" + (f" to generated_{args.num - 1:03}.png" if args.num > 1 else ""))
     print(args.out / "codes.npy")
-    shown = codes[: plots.SHOWN]
-    panels = {"codes": plots.code_pictures(shown, vqvae.config.num_embeddings)}
-    panels["decoded"] = plots.grey_pictures(vqvae.decode(shown))
+
+    def decoded(first):  # in portions, to spare memory
+        images = vqvae.decode(codes[first : first + plots.SHOWN])
+        return images, segmenter.label(images) if segmenter else None
+
+    firsts = range(0, args.num, plots.SHOWN)
+    if args.export:
+        export.write_set(args.export, map(decoded, progress(firsts)), prior.levels)
+        print(f"{args.export}: {args.num:,} slices of {args.num // prior.levels:,} cases, and their masks")
+    else:
+        save_generated(args.out, args.num, map(decoded, progress(firsts)))
+    images, labels = decoded(0)
+    panels = {"codes": plots.code_pictures(codes, vqvae.config.num_embeddings), "decoded": plots.grey_pictures(images)}
+    if segmenter:
+        panels["tissue"] = plots.tissue_pictures(images, labels)
     return plots.mosaic(panels, [f"level {level}" for level in levels[: plots.SHOWN]] if prior.levels else [])
+
+
+def save_generated(out, number, portions):
+    """Write portions (images, labels) of so many slices as files of their own; labels may be None."""
+    names = iter([f"generated_{i:03}" for i in range(number)])
+    for images, labels in portions:
+        for i, (image, name) in enumerate(zip(images, names)):
+            dataset.save_image(out / f"{name}.png", image)
+            if labels is not None:
+                dataset.save_mask(out / f"{name}_tissue.png", labels[i])
+    print(f"{out / 'generated_000.png'}" + (f" to generated_{number - 1:03}.png" if number > 1 else ""))
 
 
 def choose_levels(asked, num, prior, models):
@@ -130,7 +178,9 @@ def main(arguments=None):
         figure = generate(args)
     else:
         slices = named_images(args.paths) if args.paths else random_slices(args.random, args.seed, args.data, args.url)
-        figure = reconstruct(*slices, args.models, args.out)
+        if args.command == "tissue" and (coloured := [path for path in args.paths if dataset.is_coloured(path)]):
+            raise UserError(f"{coloured[0]}: a colour image; name grey slices of heads")
+        figure = {"reconstruct": reconstruct, "tissue": tell_tissue}[args.command](*slices, args.models, args.out)
     plots.save(figure, args.out / FIGURES[args.command])
     plots.show()
 

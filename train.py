@@ -2,6 +2,7 @@
 
     python train.py                   train the faithful models and replace trained_models/faithful
     python train.py --preset sharp    train larger models for slices with texture: trained_models/sharp
+    python train.py --preset tissue   train a network that tells the tissue of each pixel: trained_models/tissue
     python train.py --resume          continue an interrupted training
 
 This file shows the faithful training: `train_faithful` is its order, and the two losses stand above it. Epochs, batch
@@ -14,13 +15,14 @@ import argparse
 import shlex
 import sys
 
-from brains import cli
+from brains import cli, config
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description="Train a VQ-VAE on the training slices, then a PixelCNN on their codes. The sharp preset also "
-        "trains the VQ-VAE against a discriminator, and last a critic that chooses among samples."
+        "trains the VQ-VAE against a discriminator, and last a critic that chooses among samples. The tissue preset "
+        "trains a segmenter on the masks of the slices."
     )
     cli.add_training_flags(parser)
     add = parser.add_argument
@@ -37,7 +39,7 @@ def parse_arguments(arguments=None):
     meaning = "give the same result to the bit for the same seed and machine; slower on GPUs"
     add("--deterministic", action="store_true", help=meaning)
     cli.add_data_arguments(parser)
-    cli.add_model_arguments(parser)
+    cli.add_model_arguments(parser, presets=tuple(config.PRESETS))
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
     return args, cli.choose_preset(parser, args)
@@ -52,7 +54,7 @@ import functools
 import numpy as np
 
 import modules
-from brains import jobs, loop, plots, reports, stages, stream
+from brains import jobs, loop, plots, reports, stages, stream, tissue
 from brains.backend import keras, ops
 from brains.codebook import cluster_latents
 from brains.config import FIGURES
@@ -173,7 +175,9 @@ def main(arguments=None):
         options = ("validation_share", "seed", "resume", "precision", "deterministic")
         options = {name: getattr(args, name) for name in options}
         with jobs.start(args.preset, args.models, args.out, args.data, args.url, **options) as job:
-            train = {"faithful": train_faithful, "sharp": stages.train_sharp}[args.preset]
+            train = {"faithful": train_faithful, "sharp": stages.train_sharp, "tissue": tissue.train_tissue}[
+                args.preset
+            ]
             content = jobs.finish(job, preset, args.models, *train(job, preset))
     except KeyboardInterrupt:
         call = ["python", *(sys.argv if arguments is None else ["train.py", *arguments])]

@@ -91,6 +91,8 @@ TRAINING_FLAGS = {
     "--pixelcnn-batch-size": ("pixelcnn", "batch_size", "grids in a training step of the PixelCNN"),
     "--critic-epochs": ("critic", "epochs", "epochs of the critic"),
     "--critic-batch-size": ("critic", "batch_size", "slices, and as many samples, in a training step of the critic"),
+    "--segmenter-epochs": ("segmenter", "epochs", "epochs of the segmenter"),
+    "--segmenter-batch-size": ("segmenter", "batch_size", "slices in a training step of the segmenter"),
 }
 
 
@@ -127,7 +129,7 @@ def add_data_arguments(parser):
     parser.add_argument("--url", help="address of the zip to fetch (default: OASIS_URL of the environment, if set)")
 
 
-def add_model_arguments(parser, presets=tuple(config.PRESETS), default="faithful"):
+def add_model_arguments(parser, presets=config.GENERATIVE, default="faithful"):
     """Add --preset, --models, --out and --no-show, which every script that uses the networks takes."""
     add, folder = parser.add_argument, short(config.MODELS / "PRESET")
     add("--preset", choices=presets, default=default, help="the models (default: %(default)s)")

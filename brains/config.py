@@ -26,10 +26,12 @@ STAGES = {  # of a training: the name of each, and the field of a preset with th
     "adversarial": ("adversarial", "discriminator_network"),
     "pixelcnn": ("PixelCNN", "prior_network"),
     "critic": ("critic", "critic_network"),
+    "segmenter": ("segmenter", "segmenter_network"),
 }
 FIGURES = {  # names of the figures that the scripts write
     "reconstruct": "reconstructions.png",
     "generate": "generations.png",
+    "tissue": "tissue.png",
     "ssim": "ssim_plot.png",
     "nearest": "nearest.png",
     "distances": "nearest_distances.png",
@@ -110,6 +112,14 @@ class CriticConfig:
 
 
 @dataclass(frozen=True)
+class UNetConfig:
+    """The segmenter, `brains.tissue.UNet`. `filters` run from fine to coarse."""
+
+    filters: tuple = (16, 32, 64, 96)
+    size: int = SIZE
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How long a stage is trained, on how many items a step, and Adam's learning rate."""
 
@@ -158,4 +168,15 @@ class Sharp:
     mirrored: bool = True
 
 
-PRESETS = {"faithful": Faithful(), "sharp": Sharp()}
+@dataclass(frozen=True)
+class Tissue:
+    """A U-Net that tells the tissue of each pixel. It generates nothing."""
+
+    segmenter_network: UNetConfig = UNetConfig()
+    segmenter: Schedule = Schedule(epochs=12, batch_size=32, learning_rate=2e-3)
+    held_out_from: tuple = ("segmenter",)
+    mirrored: bool = True
+
+
+PRESETS = {"faithful": Faithful(), "sharp": Sharp(), "tissue": Tissue()}
+GENERATIVE = ("faithful", "sharp")  # those that generate slices

@@ -17,7 +17,7 @@ import dataset
 from brains import cli, devices, loop, stream, weights
 from brains.backend import keras, tf
 from brains.cli import UserError, note
-from brains.config import STAGES
+from brains.config import PRESETS, STAGES
 from brains.names import hold_out, owners
 
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
@@ -27,12 +27,14 @@ FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it litt
 class Job:
     """What the stages of a training share.
 
-    `images` (N, 128, 128, 1) float32 are a Store. `levels` (N,) int32 are their places in the head. `seen` are the
+    `images` (N, 128, 128, 1) float32 are a Store, and so are their `masks` (N, 128, 128) uint8 for a segmenter, or None
+    for others. `levels` (N,) int32 are their places in the head. `seen` are the
     indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 
     preset: str
     images: stream.Store
+    masks: stream.Store | None
     levels: np.ndarray
     seen: np.ndarray
     unseen: np.ndarray
@@ -115,11 +117,13 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
             held_out = np.isin(cases, held_out_cases)
-            check_resume(models, checkpoints / "vqvae.npz", resume)
-            precision = _choose_precision(strategy, precision, deterministic, checkpoints / "vqvae.npz", resume)
+            first = checkpoints / f"{next(stage for stage in STAGES if hasattr(PRESETS[preset], stage))}.npz"
+            check_resume(models, first, resume)
+            precision = _choose_precision(strategy, precision, deterministic, first, resume)
             yield Job(
                 preset=preset,
                 images=slices.images,
+                masks=stream.open_masks("train", scratch, data, url) if preset == "tissue" else None,
                 levels=levels,
                 seen=np.flatnonzero(~held_out),
                 unseen=np.flatnonzero(held_out),
@@ -189,7 +193,8 @@ def finish(job, preset, models, trainings, mean, variance):
     for stage, training in trainings.items():
         epochs = {"epochs": len(training.history), "best_epoch": training.best_epoch}
         content[stage] = epochs | {"history": training.history}
-    content["pixelcnn"]["temperature"] = preset.temperature
+    if "pixelcnn" in trainings:
+        content["pixelcnn"]["temperature"] = preset.temperature
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates
     content["data"] = {"digest": job.digest_of_slices, "genuine": dataset.is_genuine("train", job.digest_of_slices)}

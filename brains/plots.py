@@ -6,6 +6,7 @@ import numpy as np
 
 import dataset
 from brains.cli import written
+from brains.config import TISSUES
 from brains.reports import SIDES
 
 SHOWN = 64  # results in a figure at most
@@ -13,6 +14,7 @@ PANEL, GAP = 128, 8  # pixels of a panel and between panels
 INCHES = 1.5  # of a panel
 NEAREST = 8  # generated slices in the figure of nearest neighbours
 LOSS, ACCURACY = ({side: prefix + name for side, prefix in SIDES} for name in ("loss", "accuracy"))
+TISSUE_COLOURS = ((0, 0, 0), (64, 128, 255), (64, 200, 96), (255, 200, 64))  # by label
 VQVAE_LOSSES = {"total": "loss", "reconstruction": "reconstruction_loss", "quantizer": "quantizer_loss"}
 ADVERSARIAL_LOSSES = {name: f"{name}_loss" for name in ("adversarial", "feature", "discriminator")}
 HELD_OUT = {"SSIM": "validation_ssim", "sharpness, 1 as real": "sharpness"}
@@ -23,6 +25,10 @@ TRAININGS = {  # the two panels of each stage: title, unit, and its lines {label
         ("Reconstructions of held-out slices", "", HELD_OUT),
     ),
     "pixelcnn": (("PixelCNN loss", "nats a code", LOSS), ("PixelCNN accuracy", "share of codes", ACCURACY)),
+    "segmenter": (
+        ("Segmenter loss", "loss", LOSS),
+        ("Dice on held-out cases", "", {tissue: f"validation_Dice of {tissue}" for tissue in TISSUES[1:]}),
+    ),
     "critic": (("Critic loss", "nats", LOSS), ("Critic accuracy", "share of slices", ACCURACY)),
 }
 
@@ -61,7 +67,8 @@ def trainings(content):
                 axis.legend()
             axis.set(title=title, xlabel="epoch", ylabel=unit)
             axis.xaxis.get_major_locator().set_params(integer=True)
-    figures["vqvae"].axes[0].set_yscale("log")
+        if stage == "vqvae":
+            axes[0].set_yscale("log")
     return figures
 
 
@@ -75,6 +82,13 @@ def code_pictures(codes, num_embeddings):
     colours = matplotlib.colormaps["viridis"](codes[:SHOWN] / max(1, num_embeddings - 1), bytes=True)[..., :3]
     rows, columns = (np.arange(PANEL) * side // PANEL for side in codes.shape[1:])
     return colours[:, rows][:, :, columns]
+
+
+def tissue_pictures(images, labels):
+    """Return images (N, H, W, 1) with a colour over each tissue of labels (N, H, W): pictures (N, H, W, 3) uint8."""
+    colours = np.uint8(TISSUE_COLOURS)[labels[:SHOWN]]
+    grey = grey_pictures(images)
+    return np.where(labels[:SHOWN, ..., None] > 0, (0.55 * grey + 0.45 * colours).astype(np.uint8), grey)
 
 
 def mosaic(panels, labels=()):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from brains.config import TISSUES
 from modules import code_usage
 
 SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix) of the two groups of figures
@@ -39,6 +40,25 @@ def prior_line(figures, num_embeddings):
         nats, accuracy = figures[prefix + "loss"], figures[prefix + "accuracy"]
         line += f"{side}: loss {nats:.4f} ({nats / math.log(2):.3f} bits a code), accuracy {accuracy:.3f}; "
     return f"{line}a uniform guess: {math.log2(num_embeddings):g} bits"
+
+
+def with_dice(figures):
+    """Return the figures of a segmenter with the Dice of each tissue in place of overlaps and sizes of areas."""
+    changed = {key: value for key, value in figures.items() if "of " not in key}
+    for key, size in figures.items():
+        prefix, _, tissue = key.partition("size of ")
+        if tissue:
+            changed[f"{prefix}Dice of {tissue}"] = 2 * figures[f"{prefix}overlap of {tissue}"] / max(size, 1e-9)
+    return changed
+
+
+def tissue_line(figures):
+    """Say the figures of a segmenter."""
+    parts = []
+    for side, prefix in SIDES:
+        dice = ", ".join(f"{figures[f'{prefix}Dice of {tissue}']:.3f} {tissue}" for tissue in TISSUES[1:])
+        parts.append(f"{side}: loss {figures[prefix + 'loss']:.4f}, Dice {dice}")
+    return "; ".join(parts)
 
 
 def critic_line(figures):

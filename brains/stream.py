@@ -65,6 +65,14 @@ def open_split(split, folder, data=None, url=None):
     return dataset.load_split(split, data, url, lambda count: store_of_images(count, folder / "slices.bin"))
 
 
+def open_masks(split, folder, data=None, url=None):
+    """Return what `dataset.load_masks` gives, in a Store, whose file, if it needs one, is in `folder`."""
+    size = (config.SIZE, config.SIZE)
+    return dataset.load_masks(
+        split, data, url, lambda count: Store((count, *size), np.uint8, folder / "masks.bin", config.CACHE // 4)
+    )
+
+
 def encode(vqvae, images, path):
     """Return the code indices (N, h, w) int32 of images, in a Store."""
     dtype = np.min_scalar_type(vqvae.config.num_embeddings - 1)

@@ -11,20 +11,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 import modules
-from brains import config, sharp
+from brains import config, sharp, tissue
 from brains.backend import keras
 from brains.cli import UsageError, UserError, short, writing
 from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
 REMEDY = "restore it or run train.py"
-TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn"}  # each part of a set, and what it learned from
+TRAINED_ON = {
+    "vqvae": None,
+    "pixelcnn": "vqvae",
+    "critic": "pixelcnn",
+    "segmenter": None,
+}  # each part of a set, and what it learned from
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
     "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
     "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
     "PixelCNN": (config.PixelCNNConfig, modules.PixelCNN),
     "GatedPixelCNN": (config.GatedPixelCNNConfig, sharp.GatedPixelCNN),
     "Critic": (config.CriticConfig, sharp.Critic),
+    "UNet": (config.UNetConfig, tissue.UNet),
 }
 
 
@@ -46,11 +52,11 @@ def load_config(folder):
         raise UserError(f"{short(folder)}: no trained weights here (no {CONFIG}); name another --models, or {train}")
     try:
         content = json.loads(path.read_text())
-        networks = [content[part]["network"] for part in TRAINED_ON if part in content or part != "critic"]
+        networks = [content[part]["network"] for part in TRAINED_ON if part in content]
         content["data"]["held_out_cases"], content.get("critic", {"candidates": 1})["candidates"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{short(path)}: not the configuration of a set of weights; {REMEDY}") from error
-    if any("class" not in network for network in networks):
+    if not networks or any("class" not in network for network in networks):
         raise UserError(f"{short(path)}: written by an earlier version, whose weights cannot be read; run train.py")
     return content
 
@@ -125,8 +131,15 @@ def as_used(vqvae):
     return copy
 
 
+def load_segmenter(folder):
+    """Return the UNet of the set in `folder`; raises UserError as `load_vqvae` does."""
+    return _load(folder, "segmenter", load_config(folder))
+
+
 def _load(folder, part, content, remedy=REMEDY):
     path = _current(folder) / weights_file(part)
+    if part not in content:
+        raise UserError(f"{short(folder)}: holds no {config.STAGES[part][0]}; name another --models")
     if not path.is_file():
         raise UserError(f"{short(path)}: missing; {remedy}")
     try:

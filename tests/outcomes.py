@@ -6,6 +6,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from brains.config import STAGES
+
 
 def assert_picture(path, shape=None):
     """Assert that a file is a picture that is not blank, grey and of a shape if one is given."""
@@ -36,7 +38,7 @@ def config_of(folder):
 def timeless(folder):
     """Return what config.json says of a set, but for how long the epochs took."""
     content = config_of(folder)
-    for stage in ("vqvae", "adversarial", "pixelcnn", "critic"):
+    for stage in STAGES:
         for epoch in content.get(stage, {}).get("history", []):
             epoch.pop("seconds")
     return content

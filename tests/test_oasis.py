@@ -14,7 +14,7 @@ from brains import config, sampling, weights
 from brains.fidelity import fit_components, fit_level, slice_set
 from brains.names import owners
 
-MODELS, SHARP = (ROOT / "trained_models" / preset for preset in config.PRESETS)
+MODELS, SHARP = (ROOT / "trained_models" / preset for preset in config.GENERATIVE)
 
 
 @pytest.fixture(scope="module")
