@@ -53,15 +53,16 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from brains import contenders, devices, plots
+from brains import contenders, devices, plots, weights
 from brains.judge import Judge
 from brains.names import hold_out
 
 
-def measure(judge, sets, repeated, seed):
+def measure(judge, sets, reconstructed, repeated, seed):
     """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}.
 
-    `repeated` are functions by column that give the Figures of repeated grids from the nearest real slices.
+    `reconstructed` names the columns of reconstructed held-out slices. `repeated` are functions by column that give the
+    Figures of repeated grids from the nearest real slices.
     """
     found = {}
     half = np.isin(judge.real.groups, hold_out(judge.real.groups, 0.5, seed))
@@ -74,7 +75,7 @@ def measure(judge, sets, repeated, seed):
     figures = dict(zip(compared, likeness))
     for name, slices in progress(sets.items(), desc="looking for copies"):
         remembered, found[name] = judge.memory(slices)
-        figures[name] |= judge.misreading(slices) | remembered
+        figures[name] |= judge.misreading(slices) | remembered | judge.anatomy(slices, name in reconstructed)
         if name in repeated:
             figures[name] |= repeated[name](found[name])
     return figures, found
@@ -122,7 +123,9 @@ def main(arguments=None):
         about["candidates"] = {name: each.candidates for name, each in made.items()}
     reconstructed, repeated = columns_of(made, "reconstructed"), columns_of(made, "repeats")
     sets = {**generated, "held out": held_out, **reconstructed}
-    figures, found = measure(Judge(real, held_out, count, args.seed), sets, repeated, args.seed)
+    segmenter = weights.load_segmenter(config.MODELS / "tissue") if weights.is_set(config.MODELS / "tissue") else None
+    judge = Judge(real, held_out, count, args.seed, segmenter)
+    figures, found = measure(judge, sets, reconstructed, repeated, args.seed)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))

@@ -8,26 +8,35 @@ from typing import NamedTuple
 import numpy as np
 
 import modules
-from brains import fidelity
+from brains import anatomy, fidelity
 from brains.backend import tf
 from brains.fidelity import SliceSet, as_images
 from brains.statistics import Figure, mean, resampled, share
 
+LABELLED = 2176  # real slices, at most, whose tissue says what is usual
 NEAR_REPEAT = 0.05  # share of codes that may differ in a near repeat
 
 
 class Judge:
     """Measures sets of slices against real ones, which the models may know, and held-out ones, which they may not.
 
-    Figures that depend on the number of slices are measured on `count` slices of each set, drawn by the seed.
+    Figures that depend on the number of slices are measured on `count` slices of each set, drawn by the seed. With a
+    `segmenter` the anatomy is measured too, if the levels of the real slices are known.
     """
 
-    def __init__(self, real, held_out, count, seed):
+    def __init__(self, real, held_out, count, seed, segmenter=None):
         self.real, self.held_out, self.count, self.seed = real, held_out, count, seed
         self.components = fidelity.fit_components(real, seed)
         self.points = self.components(real)
         self.predict_level = None if real.levels is None else fidelity.fit_level(self.points, real.levels)
         self.found_held_out = nearest(held_out, real)
+        self.segmenter = segmenter if real.levels is not None else None
+        if self.segmenter:
+            chosen = np.random.default_rng((seed, 2)).permutation(len(real.grey))[:LABELLED]
+            labels, levels = segmenter.label(as_images(real.take(chosen))), real.levels[chosen]
+            self.usual = anatomy.Usual(anatomy.measures_of(labels), levels)
+            self.held_out_labels = segmenter.label(as_images(held_out))
+            self.trivial_labels = anatomy.commonest(labels, levels, levels.max() + 1)[self.levels_of(held_out)]
 
     def draw(self, slices, salt=0):
         """Return the indices of `count` slices."""
@@ -49,6 +58,28 @@ class Judge:
             "classifier AUC": fidelity.two_sample_auc(slices, equal, self.seed),
             "classifier AUC, no background": fidelity.two_sample_auc(slices, equal, self.seed, fidelity.BACKGROUND),
         }
+
+    def levels_of(self, slices):
+        """Return the levels (N,) int of slices: as they are known, or else as a regression reads them."""
+        read = self.predict_level(self.components(slices)) if slices.levels is None else slices.levels
+        return np.clip(np.round(read), 0, self.real.levels.max()).astype(int)
+
+    def anatomy(self, slices, originals):
+        """Return the figures of the tissue maps of slices, {row: Figure}.
+
+        If they are reconstructions of the held-out slices (`originals`), that includes the Dice of their maps with
+        those of the originals; for the held-out slices themselves it is the Dice of the commonest label at each place
+        of a level, the trivial answer.
+        """
+        if not self.segmenter:
+            return {}
+        held_out = slices is self.held_out
+        labels = self.held_out_labels if held_out else self.segmenter.label(as_images(slices))
+        figures = self.usual.figures(anatomy.measures_of(labels), self.levels_of(slices), slices.groups)
+        if held_out or originals:
+            told = self.trivial_labels if held_out else labels
+            figures |= anatomy.dice_by_tissue(told, self.held_out_labels, slices.groups)
+        return figures
 
     def misreading(self, slices):
         """Return the error with which a regression reads the level of slices, {row: Figure}, if the level is known."""
