@@ -69,33 +69,26 @@ def load_split(split, data=None, url=None, allocate=None):
     return Slices(images, [path.name for path in paths], digest)
 
 
-def load_masks(split, data=None, url=None, allocate=None):
+def load_masks(split, data=None, url=None):
     """Return the tissue (N, 128, 128) uint8, a label of config.TISSUES, of the slices that `load_split` gives.
 
-    `allocate(count)` gives the array to fill (default: a new one). Raises UserError if a mask is missing, broken, of another size or has other values than the course's.
+    A mask has twice the size of an image, and every second of its pixels is taken. Raises UserError if masks are
+    missing, broken, of another size, or have other values than the course's.
     """
-    paths, folder = slice_paths(split, data, url), find_split(f"seg_{split}", data, url)
-    names = [mask_of(path.name) for path in paths]
-    missing = [name for name in names if not (folder / name).is_file()]
+    return read_masks(split, data, url)[0]
+
+
+def read_masks(split, data=None, url=None, allocate=None):
+    """Return what `load_masks` does, in the array that `allocate(count)` gives, and the digest of the files."""
+    paths = slice_paths(split, data, url)
+    folder = paths[0].parent.with_name(split_folder(f"seg_{split}"))
+    folder = folder if folder.is_dir() else find_split(f"seg_{split}", data, url)
+    files = [folder / mask_of(path.name) for path in paths]
+    missing = [path.name for path in files if not path.is_file()]
     if missing:
-        raise UserError(
-            f"{short(folder)}: {len(missing):,} of {len(names):,} slices have no mask here, as {missing[0]}"
-        )
-
+        raise UserError(f"{short(folder)}: no masks of {len(missing):,} of {len(paths):,} slices, as {missing[0]}")
     masks = allocate(len(paths)) if allocate else np.empty((len(paths), SIZE, SIZE), np.uint8)
-
-    def read(number):
-        name = names[number]
-        grey = read_grey((folder / name).read_bytes(), folder / name)
-        labels, rest = np.divmod(grey, 85)
-        if grey.shape != (2 * SIZE, 2 * SIZE) or rest.any():
-            found = "x".join(map(str, grey.shape)), ", ".join(f"{value:g}" for value in np.unique(grey)[:5])
-            raise UserError(f"{folder / name}: not a mask ({found[0]} pixels, values {found[1]}); {MASK}")
-        masks[number : number + 1] = labels[None, ::2, ::2].astype(np.uint8)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(read, range(len(names))))
-    return masks
+    return masks, read_images(files, masks, prepare_mask)
 
 
 def slice_paths(split, data=None, url=None):
@@ -107,12 +100,15 @@ def slice_paths(split, data=None, url=None):
     return [folder / name for name in sorted(names, key=natural_order)]
 
 
-def read_images(paths, images):
-    """Decode image files into `images` (N, 128, 128, 1); returns the digest of the files, as in GENUINE."""
+def read_images(paths, images, prepared=lambda grey, path: prepare(grey)):
+    """Decode image files into `images` (N, 128, 128, 1); returns the digest of the files, as in GENUINE.
+
+    `prepared(grey, path)` turns the grey values of each into an image.
+    """
 
     def read(number):
-        content = paths[number].read_bytes()
-        images[number : number + 1] = prepare(read_grey(content, paths[number]))[None]
+        path, content = paths[number], paths[number].read_bytes()
+        images[number : number + 1] = prepared(read_grey(content, path), path)[None]
         return hashlib.sha256(content).hexdigest()
 
     digests = []
@@ -143,6 +139,15 @@ def prepare(grey):
     return np.round(4 * grey[..., None]) / np.float32(1020) - np.float32(0.5)
 
 
+def prepare_mask(grey, path):
+    """Turn the grey values (256, 256) of a mask into labels (128, 128) uint8; UserError, with `path`, if it is none."""
+    labels, rest = np.divmod(grey, 85)
+    if grey.shape != (2 * SIZE, 2 * SIZE) or rest.any():
+        size, values = "x".join(map(str, grey.shape)), ", ".join(f"{value:g}" for value in np.unique(grey)[:5])
+        raise UserError(f"{path}: not a mask ({size} pixels, values {values}); {MASK}")
+    return labels[::2, ::2].astype(np.uint8)
+
+
 def read_grey(content, where):
     """Return the grey values (H, W) float32, 0 to 255, of the bytes of an image file.
 
@@ -163,10 +168,7 @@ def read_grey(content, where):
             grey = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
             low, high = grey.min(), grey.max()
             return (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        return np.asarray(image.convert("L"), np.float32)
+        return np.asarray(_flat(image).convert("L"), np.float32)
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: not an image; name a PNG, JPEG or other image file") from None
     except UserError:
@@ -190,10 +192,18 @@ def load_image(path):
 
 
 def is_coloured(path):
-    """Return whether an image file that can be loaded has colours."""
+    """Return whether an image file that `load_image` can read has colours."""
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), int)
-    return bool(np.ptp(pixels, axis=-1).max() > 8)  # JPEG leaves a little in grey images
+        colours = np.asarray(_flat(image).convert("RGB"))
+    return bool(np.ptp(colours, axis=-1).max() > 8)  # JPEG leaves a little in grey images
+
+
+def _flat(image):
+    """Return an image with black where it is transparent."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
 
 
 def to_grey(images):
@@ -223,8 +233,8 @@ def save_grey(path, grey):
 def find_split(split, data=None, url=None):
     """Return the folder of a split, or of its masks ("seg_train"). What is missing is fetched.
 
-    A zip is extracted once, and volumes are cut once. Up to DEPTH folders may lie between `data` and the split folder, or it may be that folder. Raises UserError if there
-    are no slices of the split.
+    A zip is extracted once, and volumes are cut once. Up to DEPTH folders may lie between `data` and the split folder,
+    or it may be that folder. Raises UserError if there are no slices of the split.
     """
     if data is None:
         source = config.DATASET / TOP_FOLDER
@@ -275,17 +285,19 @@ def parse_arguments(arguments=None):
     meaning = "files of tissue labels, from the folder of each volume, such as '*_seg.nii.gz'; they become the masks"
     add("--labels", metavar="PATTERN", help=meaning)
     meaning = "tissues of the labels: background, csf, grey or white (default: 1=csf,2=grey,3=white)"
-    add("--labels-map", type=cli.labels_map, default="1=csf,2=grey,3=white", metavar="MAP", help=meaning)
+    add("--labels-map", type=cli.labels_map, metavar="MAP", help=meaning)
     args = parser.parse_args(arguments)
     if args.command == "slices" and (args.data or args.url):
         parser.error("--data and --url do not go with slices; name the folder of volumes after slices")
+    if args.command == "slices" and args.labels_map and not args.labels:
+        parser.error("--labels-map goes with --labels")
     return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
     if args.command == "slices":
-        labels = {"labels": args.labels, "tissues": args.labels_map}
+        labels = {"labels": args.labels, "tissues": args.labels_map or {1: 1, 2: 2, 3: 3}}
         return cut_volumes(args.volumes, args.target, seed=args.seed, orientation=args.orientation, **labels)
     describe("train", args.data, args.url)
     describe("test", args.data, args.url)
@@ -303,11 +315,14 @@ def describe(split, data=None, url=None):
     state = "genuine" if is_genuine(split, slices.digest) else "not genuine"
     shape, variance = slices.images.shape, slices.images.var()
     print(f"{split}: {len(slices.names):,} slices of {cases} cases, {state}; array {shape}, variance {variance:.5f}")
-    folder = find_split(split, data).with_name(split_folder(f"seg_{split}"))
-    if folder.is_dir():
-        shares = np.bincount(load_masks(split, data).ravel(), minlength=len(TISSUES)) / slices.images.size
-        parts = ", ".join(f"{share:.1%} {tissue}" for share, tissue in zip(shares[1:], TISSUES[1:]))
-        print(f"  and their masks: {parts}")
+    if find_split(split, data).with_name(split_folder(f"seg_{split}")).is_dir():
+        try:
+            masks, digest = read_masks(split, data)
+        except UserError as error:
+            return note(f"note: its masks cannot be used: {error}")
+        shares = [f"{np.mean(masks == label):.1%} {tissue}" for label, tissue in enumerate(TISSUES)][1:]
+        state = "genuine" if is_genuine(f"seg_{split}", digest) else "not genuine"
+        print(f"{split}: masks of all, {state}; {', '.join(shares)} of the pixels")
 
 
 def cut_volumes(folder, target, **options):

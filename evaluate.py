@@ -54,8 +54,18 @@ import numpy as np
 from tqdm import tqdm
 
 from brains import contenders, devices, plots, weights
+from brains.cli import note
 from brains.judge import Judge
 from brains.names import hold_out
+
+
+def find_segmenter():
+    """Return the segmenter and the sha256 of its weights, or None twice, and a note, if there is none."""
+    folder = config.MODELS / "tissue"
+    if weights.is_set(folder):
+        return weights.load_segmenter(folder), weights.load_config(folder)["segmenter"]["sha256"]
+    note(f"note: no segmenter in {cli.short(folder)}, so without anatomy; `python train.py --preset tissue` trains one")
+    return None, None
 
 
 def measure(judge, sets, reconstructed, repeated, seed):
@@ -75,7 +85,7 @@ def measure(judge, sets, reconstructed, repeated, seed):
     figures = dict(zip(compared, likeness))
     for name, slices in progress(sets.items(), desc="looking for copies"):
         remembered, found[name] = judge.memory(slices)
-        figures[name] |= judge.misreading(slices) | remembered | judge.anatomy(slices, name in reconstructed)
+        figures[name] |= judge.misreading(slices) | remembered | judge.tissue(slices, name in reconstructed)
         if name in repeated:
             figures[name] |= repeated[name](found[name])
     return figures, found
@@ -109,6 +119,7 @@ def main(arguments=None):
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
+    segmenter, digest = find_segmenter()
     if args.real:
         made = {}
         real, held_out, generated, count = contenders.read_folders(args.real, args.fake, args.seed)
@@ -123,7 +134,6 @@ def main(arguments=None):
         about["candidates"] = {name: each.candidates for name, each in made.items()}
     reconstructed, repeated = columns_of(made, "reconstructed"), columns_of(made, "repeats")
     sets = {**generated, "held out": held_out, **reconstructed}
-    segmenter = weights.load_segmenter(config.MODELS / "tissue") if weights.is_set(config.MODELS / "tissue") else None
     judge = Judge(real, held_out, count, args.seed, segmenter)
     figures, found = measure(judge, sets, reconstructed, repeated, args.seed)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
@@ -131,7 +141,7 @@ def main(arguments=None):
     print(table(figures))
     for name, each in made.items():
         print(f"\nthe codes of {name} and their prior", table(each.prior), sep="\n")
-    about |= {"seed": args.seed, "sizes": sizes, "compared": count, "figures": as_json(figures)}
+    about |= {"segmenter": digest, "seed": args.seed, "sizes": sizes, "compared": count, "figures": as_json(figures)}
     about["prior"] = {name: as_json(each.prior) for name, each in made.items()}
     with cli.written(args.out / "evaluation.json") as part:
         part.write_text(json.dumps(about, indent=1) + "\n")

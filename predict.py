@@ -39,13 +39,14 @@ def parse_arguments(arguments=None):
     meaning = "levels to cycle through, 0 the lowest; for models that know levels, such as sharp (default: all, evenly)"
     generate.add_argument("--level", nargs="+", type=cli.natural, metavar="K", help=meaning)
     generate.add_argument("--tissue", action="store_true", help="also tell the tissue of each pixel")
-    meaning = "write slices and masks, in whole cases of all levels, to a new folder in the layout of the course's set"
+    meaning = "write slices and masks to a new folder in the layout of the course's set: NUM or more, in whole cases "
+    meaning += "of all levels (each slice is drawn by itself, so that a case is no head)"
     generate.add_argument("--export", type=Path, metavar="DIR", help=meaning)
     for command in (reconstruct, generate, tissue):
         command.add_argument("--seed", type=cli.seed, metavar="N", help="of all draws (default: a fresh one, printed)")
     for command in (reconstruct, generate):
         cli.add_model_arguments(command)
-    cli.add_model_arguments(tissue, presets=("tissue",), default="tissue")
+    cli.add_model_arguments(tissue, presets=(), default="tissue")
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
     if args.command != "generate" and bool(args.paths) == bool(args.random):
@@ -115,7 +116,7 @@ def generate(args):
         if prior.levels is None:
             raise UsageError(f"--export: the models in {short(args.models)} know no levels; try --preset sharp")
         export.check_target(args.export)
-        args.num += -args.num % prior.levels  # whole cases
+        args.num = max(2 * prior.levels, args.num + -args.num % prior.levels)  # whole cases, one to hold out
         args.level = range(prior.levels)
     levels = choose_levels(args.level, args.num, prior, args.models)
     temperature = args.temperature or weights.load_temperature(args.models)

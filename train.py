@@ -115,13 +115,10 @@ def train_vqvae(job, preset, variance):
     with it.
     """
     keras.utils.set_random_seed(job.seed)
-    kmeans = preset.codebook_init == "kmeans"
     vqvae = modules.build_vqvae(preset.vqvae_network)
-    adam = keras.optimizers.Adam(preset.vqvae.learning_rate)
-    adam_of_codebook = keras.optimizers.Adam(preset.codebook_learning_rate if kmeans else preset.vqvae.learning_rate)
-    adam_of_codebook.build([vqvae.quantizer.codebook])
-    of_network = (adam, vqvae.encoder.weights + vqvae.decoder.weights)
-    of_codebook = (adam_of_codebook, [vqvae.quantizer.codebook])
+    adam, codebook = keras.optimizers.Adam(preset.vqvae.learning_rate), [vqvae.quantizer.codebook]
+    adam_of_codebook = keras.optimizers.Adam(preset.codebook_learning_rate)
+    adam_of_codebook.build(codebook)
     changing, others = ("epochs", "validation_share"), adam_of_codebook.variables
     training = job.training(preset, "vqvae", vqvae, adam, others=others, may_change=changing)
     chosen = job.seen if "vqvae" in preset.held_out_from else np.arange(len(job.images))
@@ -134,13 +131,14 @@ def train_vqvae(job, preset, variance):
         figures, line = reports.with_code_usage, reports.vqvae_line
         return loop.fit(training, gradients, read, len(chosen), figures, line, until)
 
-    if kmeans:
-        training.averaged = True
-        warm_up = min(preset.warm_up_epochs, preset.vqvae.epochs - 1)
-        fit(warm_up_loss, of_network, until=warm_up)
-        if len(training.history) == warm_up:
-            vqvae.quantizer.codebook.assign(cluster_latents(vqvae, job.images, chosen, job.seed))
-    return fit(vqvae_loss, of_network, of_codebook)
+    if preset.codebook_init == "uniform":
+        return fit(vqvae_loss, (adam, vqvae.trainable_variables))
+    network, training.averaged = vqvae.encoder.weights + vqvae.decoder.weights, True
+    warm_up = min(preset.warm_up_epochs, preset.vqvae.epochs - 1)
+    fit(warm_up_loss, (adam, network), until=warm_up)
+    if len(training.history) == warm_up:
+        vqvae.quantizer.codebook.assign(cluster_latents(vqvae, job.images, chosen, job.seed))
+    return fit(vqvae_loss, (adam, network), (adam_of_codebook, codebook))
 
 
 def train_pixelcnn(job, preset, vqvae, codes):
@@ -164,9 +162,12 @@ def train_pixelcnn(job, preset, vqvae, codes):
 
     loss = functools.partial(pixelcnn_loss, pixelcnn)
     gradients = loop.gradients_of(training, loss)
-    figures_of = loop.validator(loss, codes[job.unseen])
+    figures_of = loop.validator(loss, job.unseen, codes)
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
+
+
+TRAIN = {"faithful": train_faithful, "sharp": stages.train_sharp, "tissue": tissue.train_tissue}
 
 
 def main(arguments=None):
@@ -175,10 +176,7 @@ def main(arguments=None):
         options = ("validation_share", "seed", "resume", "precision", "deterministic")
         options = {name: getattr(args, name) for name in options}
         with jobs.start(args.preset, args.models, args.out, args.data, args.url, **options) as job:
-            train = {"faithful": train_faithful, "sharp": stages.train_sharp, "tissue": tissue.train_tissue}[
-                args.preset
-            ]
-            content = jobs.finish(job, preset, args.models, *train(job, preset))
+            content = jobs.finish(job, preset, args.models, *TRAIN[args.preset](job, preset))
     except KeyboardInterrupt:
         call = ["python", *(sys.argv if arguments is None else ["train.py", *arguments])]
         again = shlex.join([*call, *([] if args.resume else ["--resume"])])

@@ -1,6 +1,7 @@
 """Whether the tissue maps of slices are those of people: shares of tissue, symmetry, and rules that brains keep.
 
-A segmenter labels generated and real slices alike, so that its mistakes are in both.
+A segmenter labels generated and real slices alike, so that most of its mistakes are in both. It has learned from most
+of the real ones.
 """
 
 import numpy as np
@@ -56,7 +57,7 @@ def _measure(labels):
 
 
 class Usual:
-    """What is usual in real slices, from measures (N, 10) of their maps and their levels (N,), of which none is missing."""
+    """What is usual in real slices: from measures (N, 10) of their maps and levels (N,), of which none is missing."""
 
     def __init__(self, measures, levels):
         self.levels = np.arange(levels.max() + 1)
@@ -111,9 +112,10 @@ def dice_by_tissue(labels, masks, groups):
     return {f"Dice of {tissue}": mean(values, people) for tissue, values in zip(TISSUES[1:], scores.T)}
 
 
-def commonest(labels, levels, number):
-    """Return the commonest label (number, H, W) of each pixel at each level in maps (N, H, W): the trivial answer."""
+def commonest(labels, levels):
+    """Return the commonest label (L, H, W) of each pixel at levels 0..L-1 in maps (N, H, W): the trivial answer."""
     counts = [
-        np.array([np.sum(labels[levels == level] == i, axis=0) for i in range(len(TISSUES))]) for level in range(number)
+        np.array([np.sum(labels[levels == level] == i, axis=0) for i in range(len(TISSUES))])
+        for level in range(levels.max() + 1)
     ]
     return np.array([count.argmax(axis=0) for count in counts], np.uint8)

@@ -84,7 +84,8 @@ def _transfer(url, part):
 def extract_once(path, folder):
     """Return a folder below `folder` with the splits of a zip, extracted now or by an earlier call."""
     state = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
+    wanted = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {SPLITS} {MASKS}"
+    key = hashlib.sha256(wanted.encode()).hexdigest()[:12]
     target = folder / f"{path.stem}-{key}"
     if target.is_dir():
         return target

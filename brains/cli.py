@@ -130,9 +130,14 @@ def add_data_arguments(parser):
 
 
 def add_model_arguments(parser, presets=config.GENERATIVE, default="faithful"):
-    """Add --preset, --models, --out and --no-show, which every script that uses the networks takes."""
-    add, folder = parser.add_argument, short(config.MODELS / "PRESET")
-    add("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
+    """Add --preset, --models, --out and --no-show, which every script that uses the networks takes.
+
+    Without presets to choose from, the default one is meant.
+    """
+    add, folder = parser.add_argument, short(config.MODELS / ("PRESET" if presets else default))
+    if presets:
+        add("--preset", choices=presets, default=default, help="the models (default: %(default)s)")
+    parser.set_defaults(preset=default)
     add("--models", type=Path, metavar="DIR", help=f"folder of the weights (default: {folder})")
     add("--out", type=Path, metavar="DIR", default="outputs", help="output folder (default: %(default)s)")
     add("--no-show", action="store_true", help="write figures without opening windows")

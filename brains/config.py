@@ -116,7 +116,6 @@ class UNetConfig:
     """The segmenter, `brains.tissue.UNet`. `filters` run from fine to coarse."""
 
     filters: tuple = (16, 32, 64, 96)
-    size: int = SIZE
 
 
 @dataclass(frozen=True)

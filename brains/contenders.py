@@ -24,6 +24,7 @@ def load_folder(folder):
         raise UserError(f"{folder}: not a folder; name a folder of images")
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.name not in FIGURES.values()]
+    paths = [path for path in paths if not path.name.endswith("_tissue.png")]  # masks of those beside them
     if not paths:
         raise UserError(f"{folder}: no images here; name a folder of images")
     paths.sort(key=lambda path: natural_order(path.name))

@@ -21,7 +21,7 @@ def write_set(folder, portions, levels):
     """Write portions (images, labels) of slices to a new folder, as training cases of so many `levels`.
 
     Images (N, 128, 128, 1) and labels (N, 128, 128) become files of 256x256, each pixel four times, so that both are
-    read back as they were. Nothing is left if it cannot be finished.
+    read back as they were, images in whole grey values. Nothing is left if it cannot be finished.
     """
     staging, number = folder.with_name(f".{folder.name}.part"), 0
     shutil.rmtree(staging, ignore_errors=True)

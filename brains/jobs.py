@@ -27,14 +27,13 @@ FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it litt
 class Job:
     """What the stages of a training share.
 
-    `images` (N, 128, 128, 1) float32 are a Store, and so are their `masks` (N, 128, 128) uint8 for a segmenter, or None
-    for others. `levels` (N,) int32 are their places in the head. `seen` are the
+    `images` (N, 128, 128, 1) float32 are a Store. So are their `masks` (N, 128, 128) uint8, which only a segmenter has;
+    they and their digest are None for others. `levels` (N,) int32 are their places in the head. `seen` are the
     indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 
     preset: str
     images: stream.Store
-    masks: stream.Store | None
     levels: np.ndarray
     seen: np.ndarray
     unseen: np.ndarray
@@ -46,6 +45,8 @@ class Job:
     resume: bool
     checkpoints: Path  # shared by all workers
     scratch: Path  # this worker's own
+    masks: stream.Store | None = None
+    digest_of_masks: str | None = None
 
     def training(self, preset, stage, model, optimizer, *, monitor=None, others=(), follows=(), may_change=()):
         """Return the Training of a stage, taken up from its checkpoint if that is wanted and there is one.
@@ -56,6 +57,8 @@ class Job:
         name, network = STAGES[stage]
         content = dataclasses.asdict(preset)
         settings = {"preset": self.preset, "digest": self.digest_of_slices, "seed": self.seed}
+        if self.masks is not None:
+            settings["digest of masks"] = self.digest_of_masks
         settings |= {"precision": self.precision, "validation_share": self.validation_share}
         settings |= {key: value for key, value in content.items() if not isinstance(value, dict)}
         settings |= content[network] | content[stage]
@@ -97,7 +100,7 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = devices.choose_strategy()
+    strategy, labelled = devices.choose_strategy(), hasattr(PRESETS[preset], "segmenter")
     try:
         with strategy.scope(), contextlib.ExitStack() as stack:
             if devices.writes():
@@ -110,10 +113,11 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             cli.make_folder(scratch)
             stack.callback(_remove_if_empty, scratch)
             if strategy.cluster_resolver:  # the first worker fetches or cuts slices for those that share its folder
-                if devices.writes():
-                    dataset.find_split("train", data, url)
+                for split in ("train", *(["seg_train"] if labelled else [])) if devices.writes() else ():
+                    dataset.find_split(split, data, url)
                 devices.of_all(strategy, 0.0)
             slices = stream.open_split("train", scratch, data, url)
+            masks, masks_digest = stream.open_masks("train", scratch, data, url) if labelled else (None, None)
             cases, levels = owners(slices.names)
             held_out_cases = hold_out(cases, validation_share, seed)
             held_out = np.isin(cases, held_out_cases)
@@ -123,12 +127,13 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             yield Job(
                 preset=preset,
                 images=slices.images,
-                masks=stream.open_masks("train", scratch, data, url) if preset == "tissue" else None,
+                masks=masks,
                 levels=levels,
                 seen=np.flatnonzero(~held_out),
                 unseen=np.flatnonzero(held_out),
                 held_out_cases=held_out_cases,
                 digest_of_slices=slices.digest,
+                digest_of_masks=masks_digest,
                 validation_share=validation_share,
                 seed=seed,
                 precision=precision,
@@ -198,6 +203,8 @@ def finish(job, preset, models, trainings, mean, variance):
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates
     content["data"] = {"digest": job.digest_of_slices, "genuine": dataset.is_genuine("train", job.digest_of_slices)}
+    if job.masks is not None:
+        content["data"]["digest_of_masks"] = job.digest_of_masks
     content["data"] |= {"slices": len(job.images), "variance": variance, "held_out_cases": job.held_out_cases}
     content["data"] |= {"held_out_from": preset.held_out_from, "mirrored": preset.mirrored}
     content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}

@@ -13,7 +13,7 @@ from brains.backend import tf
 from brains.fidelity import SliceSet, as_images
 from brains.statistics import Figure, mean, resampled, share
 
-LABELLED = 2176  # real slices, at most, whose tissue says what is usual
+LABELLED = 68  # real slices of a level, at most, whose tissue says what is usual there
 NEAR_REPEAT = 0.05  # share of codes that may differ in a near repeat
 
 
@@ -30,13 +30,16 @@ class Judge:
         self.points = self.components(real)
         self.predict_level = None if real.levels is None else fidelity.fit_level(self.points, real.levels)
         self.found_held_out = nearest(held_out, real)
-        self.segmenter = segmenter if real.levels is not None else None
+        known = real.levels is not None and len(np.unique(real.levels)) == real.levels.max() + 1  # none is missing
+        self.segmenter = segmenter if known else None
         if self.segmenter:
-            chosen = np.random.default_rng((seed, 2)).permutation(len(real.grey))[:LABELLED]
+            order = np.random.default_rng((seed, 2)).permutation(len(real.grey))
+            by_level = [order[real.levels[order] == level][:LABELLED] for level in range(real.levels.max() + 1)]
+            chosen = np.concatenate(by_level)
             labels, levels = segmenter.label(as_images(real.take(chosen))), real.levels[chosen]
             self.usual = anatomy.Usual(anatomy.measures_of(labels), levels)
             self.held_out_labels = segmenter.label(as_images(held_out))
-            self.trivial_labels = anatomy.commonest(labels, levels, levels.max() + 1)[self.levels_of(held_out)]
+            self.trivial_labels = anatomy.commonest(labels, levels)[self.levels_of(held_out)]
 
     def draw(self, slices, salt=0):
         """Return the indices of `count` slices."""
@@ -64,19 +67,19 @@ class Judge:
         read = self.predict_level(self.components(slices)) if slices.levels is None else slices.levels
         return np.clip(np.round(read), 0, self.real.levels.max()).astype(int)
 
-    def anatomy(self, slices, originals):
+    def tissue(self, slices, reconstructed):
         """Return the figures of the tissue maps of slices, {row: Figure}.
 
-        If they are reconstructions of the held-out slices (`originals`), that includes the Dice of their maps with
-        those of the originals; for the held-out slices themselves it is the Dice of the commonest label at each place
-        of a level, the trivial answer.
+        If they are the held-out slices `reconstructed`, that includes the Dice of their maps with those of the
+        originals; for the held-out slices themselves it is the Dice of the commonest label at each place of a level,
+        the trivial answer.
         """
         if not self.segmenter:
             return {}
         held_out = slices is self.held_out
         labels = self.held_out_labels if held_out else self.segmenter.label(as_images(slices))
         figures = self.usual.figures(anatomy.measures_of(labels), self.levels_of(slices), slices.groups)
-        if held_out or originals:
+        if held_out or reconstructed:
             told = self.trivial_labels if held_out else labels
             figures |= anatomy.dice_by_tissue(told, self.held_out_labels, slices.groups)
         return figures

@@ -20,8 +20,8 @@ class Training:
     `settings` is what a resumed training must have in common with the interrupted one. `history` holds a dict of
     figures for each finished epoch. `kept` holds the weights to end with, if these are not the last ones: those of the
     epoch where a figure `monitor` was lowest, or, if `averaged` is set, the mean over the steps of the last epoch
-    (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the checkpoint keeps. `schedule` and `seed` are
-    what `fit` goes by.
+    (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the checkpoint keeps. `schedule` and
+    `seed` are what `fit` goes by.
     """
 
     def __init__(self, name, model, optimizer, path, settings, *, monitor=None, others=(), schedule=None, seed=None):
@@ -170,6 +170,9 @@ def fit(training, gradients, read, count, figures_of, line_of, until=None):
     """
     strategy, step = tf.distribute.get_strategy(), None
     epochs, batch_size = training.schedule.epochs, training.schedule.batch_size
+    if len(training.history) > epochs:
+        finished = f"{len(training.history)} epochs are finished, more than the {epochs} that are asked for"
+        raise UserError(f"{training.path}: {finished}; rerun with as many or more, or without --resume")
     settings = {**training.settings, "epochs": epochs, "follows": None}
     devices.agree(strategy, settings, training.path, len(training.history))
     for epoch in range(len(training.history), epochs if until is None else until):
@@ -197,17 +200,20 @@ def fit(training, gradients, read, count, figures_of, line_of, until=None):
     return training
 
 
-def validator(loss, *arrays):
-    """Return what `fit` takes as `figures_of`: it adds to the totals the mean figures of a loss on held-out arrays."""
-    count = len(arrays[0])
-    signature = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays]
+def validator(loss, chosen, *arrays):
+    """Return what `fit` takes as `figures_of`: it adds to the totals the mean figures of a loss on the chosen items.
+
+    The arrays may be Stores, of which only some items are in memory at a time.
+    """
+    count, examples = len(chosen), [array[chosen[:1]] for array in arrays]
+    signature = [tf.TensorSpec((None, *example.shape[1:]), example.dtype) for example in examples]
     evaluate = tf.function(lambda *batch: loss(*batch)[1], input_signature=signature)
 
     def figures_of(totals):
         figures = {name: float(value) for name, value in totals.items()}
         figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
         for part in stream.parts(count):
-            for name, value in evaluate(*(array[part] for array in arrays)).items():
+            for name, value in evaluate(*(array[chosen[part]] for array in arrays)).items():
                 figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
         return figures
 

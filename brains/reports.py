@@ -44,12 +44,12 @@ def prior_line(figures, num_embeddings):
 
 def with_dice(figures):
     """Return the figures of a segmenter with the Dice of each tissue in place of overlaps and sizes of areas."""
-    changed = {key: value for key, value in figures.items() if "of " not in key}
-    for key, size in figures.items():
-        prefix, _, tissue = key.partition("size of ")
-        if tissue:
-            changed[f"{prefix}Dice of {tissue}"] = 2 * figures[f"{prefix}overlap of {tissue}"] / max(size, 1e-9)
-    return changed
+    figures = dict(figures)
+    for _, prefix in SIDES:
+        for tissue in TISSUES[1:]:
+            overlap, size = (figures.pop(f"{prefix}{part} of {tissue}") for part in ("overlap", "size"))
+            figures[f"{prefix}Dice of {tissue}"] = 2 * overlap / max(size, 1e-9)
+    return figures
 
 
 def tissue_line(figures):

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 from brains import cli, config
 from brains.archives import download, extract
 from brains.cli import UserError, note, short
-from brains.config import SPLITS, TOP_FOLDER
+from brains.config import MASKS, SPLITS, TOP_FOLDER
 from brains.names import split_folder
 
 SOURCES = (  # copies kept by third parties, tried in this order; what they give is verified
@@ -87,9 +88,15 @@ def _keep(archive, split, source):
         digests = {each: digest_of(files) for each, files in extract(archive, Path(staging)).items()}
         if split not in digests:
             raise UserError(f"the zip holds no {split_folder(split)}")
-        for each in {*SPLITS, *digests} if source == "genuine" else ():
+        for each in SPLITS if source == "genuine" else ():
             if not is_genuine(each, digests.get(each)):
                 raise UserError(f"the {each} slices in the zip are not the genuine ones (their digest differs)")
+        for each in digests.keys() & set(MASKS) if source == "genuine" else ():
+            if not is_genuine(each, digests[each]):
+                note(f"  the masks {each} in the zip are not the genuine ones; they are left out")
+                shutil.rmtree(Path(staging, split_folder(each)))
+        if not Path(staging, split_folder(split)).is_dir():
+            raise UserError(f"the zip holds no genuine {split_folder(split)}")
         target.mkdir(exist_ok=True)
         (target / SOURCE_FILE).write_text(f"{source}\n")
         for folder in Path(staging).iterdir():

@@ -196,7 +196,7 @@ def train_prior(job, preset, vqvae, codes):
 
     gradients = loop.gradients_of(training, loss)
     validation_loss = functools.partial(prior_loss, pixelcnn, training=False)
-    figures_of = loop.validator(validation_loss, codes[job.unseen], job.levels[job.unseen])
+    figures_of = loop.validator(validation_loss, job.unseen, codes, job.levels)
     line_of = functools.partial(reports.prior_line, num_embeddings=number)
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
 
@@ -238,7 +238,7 @@ def train_critic(job, preset, vqvae, pixelcnn, codes):
 
     gradients = loop.gradients_of(training, loss)
     validation_loss = functools.partial(critic_loss, critic, vqvae, training=False)
-    figures_of = loop.validator(validation_loss, codes[unseen], sampled_unseen)
+    figures_of = loop.validator(validation_loss, np.arange(len(unseen)), codes[unseen], sampled_unseen)
     return loop.fit(training, gradients, read, len(seen), figures_of, reports.critic_line)
 
 

@@ -66,11 +66,12 @@ def open_split(split, folder, data=None, url=None):
 
 
 def open_masks(split, folder, data=None, url=None):
-    """Return what `dataset.load_masks` gives, in a Store, whose file, if it needs one, is in `folder`."""
-    size = (config.SIZE, config.SIZE)
-    return dataset.load_masks(
-        split, data, url, lambda count: Store((count, *size), np.uint8, folder / "masks.bin", config.CACHE // 4)
-    )
+    """Return what `dataset.read_masks` gives, with masks in a Store, whose file, if it needs one, is in `folder`."""
+
+    def allocate(count):
+        return Store((count, config.SIZE, config.SIZE), np.uint8, folder / "masks.bin", config.CACHE // 4)
+
+    return dataset.read_masks(split, data, url, allocate)
 
 
 def encode(vqvae, images, path):

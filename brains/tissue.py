@@ -2,7 +2,6 @@
 
 Ronneberger et al. 2015, U-Net: Convolutional Networks for Biomedical Image Segmentation, arXiv 1505.04597
 Milletari et al. 2016, V-Net, arXiv 1606.04797    (Dice as a loss)
-Billot et al. 2023, SynthSeg, arXiv 2107.09559    (contrast drawn at random, so that a network does not rely on it)
 """
 
 import functools
@@ -12,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from brains import loop, reports, stream
 from brains.backend import keras, layers, ops, tf
-from brains.config import TISSUES
+from brains.config import SIZE, TISSUES
 from brains.layers import SafeConv2D, SafeConv2DTranspose
 from modules import in_batches
 
@@ -28,7 +27,7 @@ class UNet(keras.Model):
         super().__init__(name="unet")
         self.config = config
         *fine, coarse = config.filters
-        x = images = keras.Input((config.size, config.size, 1), name="images")
+        x = images = keras.Input((SIZE, SIZE, 1), name="images")
         skips = []
         for i, filters in enumerate(fine):
             skips.append(_pair(x, filters, f"down_{i}"))
@@ -109,7 +108,7 @@ def train_tissue(job, preset):
         return reports.with_dice(validate(totals))
 
     validation_loss = functools.partial(tissue_loss, unet, training=False)
-    validate = loop.validator(validation_loss, job.images[job.unseen], job.masks[job.unseen])
+    validate = loop.validator(validation_loss, job.unseen, job.images, job.masks)
     gradients = loop.gradients_of(training, functools.partial(tissue_loss, unet))
     loop.fit(training, gradients, read, len(job.seen), figures_of, reports.tissue_line)
     return {"segmenter": training}, mean, variance

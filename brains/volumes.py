@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,13 @@ COARSE = 4  # mm, pixel of the reference
 LIKE = 0.5  # correlation to the mean slices below which a volume may not be a head
 RIM = 20  # grey value of the reference at the rim of the head
 SKULL = 4  # coarse pixels from the rim of a head to its brain: volumes may come without a skull
+SUFFIXES = (".nii", ".nii.gz", ".hdr")  # of volumes
 SCALES = np.arange(0.84, 1.21, 0.04)  # of a head, among which that of the reference is sought
 SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut, about as in the genuine set
 
 # A file with one session of a person, and that of its labels; and a line of cases.csv: which volume became which case.
 Volume = namedtuple("Volume", "path person session labels", defaults=[None])
-Row = namedtuple("Row", "case person session split file likeness scale")
+Row = namedtuple("Row", "case person session split file labels likeness scale")
 
 
 def find_volumes(folder, labels=None):
@@ -38,11 +39,12 @@ def find_volumes(folder, labels=None):
     Of several files of a session the first is taken: OASIS-1's atlas space and T1w come first, BIDS derivatives last.
     `labels` is a pattern for the files of labels, from the folder of a volume.
     """
-    paths = [path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))]
+    paths = [path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES)]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]
     labels_in = {parent: _matching(parent, labels) for parent in {path.parent for path in paths}} if labels else {}
     found = {path for several in labels_in.values() for path in several}
     paths = [path for path in paths if path.resolve() not in found]
+    beside = Counter(path.parent for path in paths)
     sessions = {}
     for path in sorted(paths, key=lambda path: natural_order(str(path.relative_to(folder)))):
         sessions.setdefault(_owner(path.relative_to(folder)), []).append(path)
@@ -52,27 +54,41 @@ def find_volumes(folder, labels=None):
         alike = [path for path in several if "_t88_gfc." in path.name]
         if len(alike or several) > 1:
             note(f"{person} {session}".rstrip() + f": {len(several)} files for one head; {several[0]} is taken")
-        volumes.append(Volume(several[0], person, session, _alike(several[0], labels_in.get(several[0].parent, []))))
+        path = several[0]
+        labels_of = _labels_of(path, labels_in.get(path.parent, []), alone=beside[path.parent] == 1)
+        volumes.append(Volume(path, person, session, labels_of))
     return volumes
 
 
 def _matching(folder, pattern):
-    """Return the files that match a pattern, which may begin with .., from a folder."""
-    return [Path(found).resolve() for found in sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))]
+    """Return the volumes that match a pattern, which may begin with .., from a folder."""
+    found = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))
+    return [Path(path).resolve() for path in found if path.lower().endswith(SUFFIXES)]
 
 
-def _alike(path, labels):
-    """Return the file of labels whose name begins most like that of a volume; None if there is no such one."""
-    alike = [len(os.path.commonprefix([path.name, each.name])) for each in labels]
-    return labels[int(np.argmax(alike))] if alike and alike.count(max(alike)) == 1 else None
+def _labels_of(path, labels, alone):
+    """Return the one file of labels that belongs to a volume; None if there is none, or more than one.
+
+    Its name begins like that of the volume, or it is of the same session, or there is no other volume in that folder.
+    """
+    begins = re.compile(re.escape(path.name.split(".")[0]) + r"(?![A-Za-z0-9])")
+    own = [each for each in labels if begins.match(each.name)]
+    own = own or [each for each in labels if _named(path) and _named(path) == _named(each)]
+    own = own or (labels if alone else [])
+    return own[0] if len(own) == 1 else None
 
 
-def _owner(path):
-    """Return the person and session that a path names, as OASIS-1 or BIDS do; otherwise the folder or the file."""
+def _named(path):
+    """Return the person and session that a path names, as OASIS-1 or BIDS do; None if it names none."""
     for pattern in (r"(OAS\d+_\d+)(?:_(MR\d+))?", r"(sub-[A-Za-z0-9]+)(?:[/\\_](ses-[A-Za-z0-9]+))?"):
         if found := re.search(pattern, str(path)):
             return found[1], found[2] or ""
-    return (path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), ""
+    return None
+
+
+def _owner(path):
+    """Return the person and session of a path: those that it names; otherwise the folder or the file is the person."""
+    return _named(path) or ((path.parts[0] if len(path.parts) > 1 else path.name.split(".")[0]), "")
 
 
 def slice_volumes(folder, target, seed=0, orientation="RAS", labels=None, tissues=None):
@@ -125,11 +141,9 @@ def _cut_all(found, folder, staging, orientation, tissues):
         try:
             volume, sides = load_volume(path, orientation)
             slices, likeness, scale, centre = cut(volume, sides)
-            masks = (
-                []
-                if tissues is None
-                else 85 * cut_labels(labels, orientation, volume.shape, scale * sides, centre, tissues)
-            )
+            masks = []
+            if tissues:
+                masks = 85 * cut_labels(labels, orientation, volume, sides, scale, centre, tissues)
         except UserError as error:
             note(f"left out: {path}: {error}")
             continue
@@ -140,7 +154,8 @@ def _cut_all(found, folder, staging, orientation, tissues):
         for name, grey in [*zip(names, slices), *zip(map(mask_of, names), masks)]:
             Image.fromarray(grey).save(staging / case / name, format="PNG")
         likeness = "" if likeness is None else f"{likeness:.3f}"
-        rows.append(Row(case, person, session, "", path.relative_to(folder), likeness, f"{scale:.2f}"))
+        files = path.relative_to(folder), labels and os.path.relpath(labels, folder)
+        rows.append(Row(case, person, session, "", *files, likeness, f"{scale:.2f}"))
     return rows
 
 
@@ -248,20 +263,25 @@ def _slab(volume, sides, centre, order):
     return np.moveaxis(affine_transform(volume, 1 / sides, corner, output_shape=tuple(shape), order=order), 2, 0)
 
 
-def cut_labels(path, orientation, shape, sides, centre, tissues):
-    """Cut the labels of a volume of this shape as the volume was cut; returns tissues (LEVELS, CANVAS, CANVAS) uint8.
+def cut_labels(path, orientation, volume, sides, scale, centre, tissues):
+    """Cut the labels of a volume, whose voxels have `sides` mm, as the volume was cut.
 
-    `tissues` gives the tissue of each value. Raises UserError if labels are missing, of another shape, or unknown.
+    Returns tissues (LEVELS, CANVAS, CANVAS) uint8; `tissues` gives that of each value. Raises UserError if labels are
+    missing, on another grid, or unknown.
     """
     if path is None:
         raise UserError("no file, or more than one, matches --labels")
-    labels, _ = load_volume(path, orientation)
-    if labels.shape != shape:
-        raise UserError(f"its labels {path.name} have the shape {labels.shape}, it has {shape}")
-    slices, masks = _slab(labels, sides, centre, order=0), np.zeros((LEVELS, CANVAS, CANVAS), np.uint8)
-    unknown = ", ".join(f"{value:g}" for value in np.unique(slices) if value not in {0, *tissues})
+    labels, label_sides = load_volume(path, orientation)
+    if labels.shape != volume.shape or not np.allclose(label_sides, sides, rtol=0.01):
+        grids = [
+            f"{each.shape} voxels of {np.round(mm, 3)} mm" for each, mm in ((labels, label_sides), (volume, sides))
+        ]
+        raise UserError(f"its labels {path.name} have {grids[0]}, it has {grids[1]}")
+    slices, masks = _slab(labels, scale * sides, centre, order=0), np.zeros((LEVELS, CANVAS, CANVAS), np.uint8)
+    unknown = [f"{value:g}" for value in np.unique(slices) if value not in {0, *tissues}]
     if unknown:
-        raise UserError(f"its labels {path.name} have the values {unknown}; say what they are with --labels-map")
+        values = ", ".join(unknown[:10]) + (" and others" if len(unknown) > 10 else "")
+        raise UserError(f"its labels {path.name} have the values {values}; say what they are with --labels-map")
     for value, tissue in tissues.items():
         masks[slices == value] = tissue
     return masks

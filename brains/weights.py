@@ -69,7 +69,8 @@ def load_vqvae(folder):
 def load_models(folder):
     """Return the VQVAE and the prior of the set in `folder`; raises UserError as `load_vqvae` does."""
     content = load_config(folder)
-    if content["pixelcnn"].get("trained_on") != content["vqvae"].get("sha256"):
+    vqvae, pixelcnn = (_part(folder, part, content) for part in ("vqvae", "pixelcnn"))
+    if pixelcnn.get("trained_on") != vqvae.get("sha256"):
         raise UserError(f"{short(folder)}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
     return _load(folder, "vqvae", content), _load(folder, "pixelcnn", content)
 
@@ -100,7 +101,7 @@ def load_mean_image(folder):
 
 def load_temperature(folder):
     """Return the temperature of sampling that is best for the set in `folder`."""
-    return load_config(folder)["pixelcnn"].get("temperature", 1.0)
+    return _part(folder, "pixelcnn", load_config(folder)).get("temperature", 1.0)
 
 
 def build(network):
@@ -133,23 +134,30 @@ def as_used(vqvae):
 
 def load_segmenter(folder):
     """Return the UNet of the set in `folder`; raises UserError as `load_vqvae` does."""
+    if not is_set(folder):
+        raise UserError(f"{short(folder)}: no segmenter here; `python train.py --preset tissue` trains one")
     return _load(folder, "segmenter", load_config(folder))
 
 
-def _load(folder, part, content, remedy=REMEDY):
-    path = _current(folder) / weights_file(part)
+def _part(folder, part, content):
+    """Return what config.json says of a part of the set in `folder`. Raises UserError if the set has no such part."""
     if part not in content:
         raise UserError(f"{short(folder)}: holds no {config.STAGES[part][0]}; name another --models")
+    return content[part]
+
+
+def _load(folder, part, content, remedy=REMEDY):
+    about, path = _part(folder, part, content), _current(folder) / weights_file(part)
     if not path.is_file():
         raise UserError(f"{short(path)}: missing; {remedy}")
     try:
-        model = build(content[part]["network"])
+        model = build(about["network"])
         model.load_weights(path)
     except OSError as error:
         raise UserError(f"{short(path)}: truncated or no weights file; {remedy}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{short(path)}: does not fit the network in {CONFIG}; {remedy}") from error
-    if hashlib.sha256(path.read_bytes()).hexdigest() != content[part].get("sha256"):
+    if hashlib.sha256(path.read_bytes()).hexdigest() != about.get("sha256"):
         raise UserError(f"{short(path)}: not the weights that {CONFIG} describes, but of another training; {remedy}")
     return model
 

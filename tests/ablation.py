@@ -27,6 +27,7 @@ from brains import cli, config, jobs, loop, stream, weights
 WAYS = {  # changes of the faithful preset
     "uniform": {"codebook_init": "uniform"},
     "kmeans": {"codebook_init": "kmeans"},
+    "kmeans_same_rate": {"codebook_init": "kmeans", "codebook_learning_rate": 1e-3},
     "kmeans_at_once": {"codebook_init": "kmeans", "warm_up_epochs": 0},
     "kmeans_after_two": {"codebook_init": "kmeans", "warm_up_epochs": 2},
 }
@@ -85,14 +86,17 @@ def report(rows):
     print(f"{'mean (standard deviation)':44}" + "".join(f"{label:>16}" for label in FIGURES))
     for name, group in groups.items():
         columns = [np.array([row[key] for row in group]) for key in FIGURES.values()]
-        cells = [f"{column.mean():.3g} ({column.std(ddof=1):.2g})" for column in columns if len(group) > 1]
+        deviations = [f" ({column.std(ddof=1):.2g})" if len(group) > 1 else "" for column in columns]
+        cells = [f"{column.mean():.3g}{deviation}" for column, deviation in zip(columns, deviations)]
         print(f"{name}, {len(group)} seeds".ljust(44) + "".join(f"{cell:>16}" for cell in cells))
 
 
 def draw(rows):
     """Plot codes in use and SSIM by seed."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    colours = dict(zip(dict.fromkeys(row["way"] for row in rows), ("grey", "firebrick", "steelblue", "seagreen")))
+    colours = dict(
+        zip(dict.fromkeys(row["way"] for row in rows), ("grey", "firebrick", "steelblue", "seagreen", "purple"))
+    )
     for way, colour in colours.items():
         seeds, codes, last, averaged = np.transpose(
             [[row[key] for key in ("seed", "codes", "ssim", "averaged_ssim")] for row in rows if row["way"] == way]

@@ -87,7 +87,7 @@ def test_what_is_no_brain_is_found(usual, fault):
 def test_trivial_answer_is_the_commonest_label_at_a_level():
     labels = np.zeros((3, 2, 2), np.uint8)
     labels[0], labels[1], labels[2] = 1, [[1, 2], [2, 2]], 3
-    answer = anatomy.commonest(labels, np.array([0, 0, 1]), 2)
+    answer = anatomy.commonest(labels, np.array([0, 0, 1]))
     assert answer[0, 0, 0] == 1 and np.all(answer[1] == 3)
 
 
@@ -112,9 +112,11 @@ def test_judge_measures_maps_of_sets_beside_those_of_real_slices():
     judge = Judge(real.take(first), real.take(~first), 16, 0, Brightness())
     held_out = judge.held_out
     shrunk = held_out._replace(grey=np.where(held_out.grey == 40, 120, held_out.grey))  # no CSF is left
-    trivial, same, worse = (judge.anatomy(slices, True) for slices in (held_out, SliceSet(*held_out), shrunk))
+    trivial, same, worse = (judge.tissue(slices, True) for slices in (held_out, SliceSet(*held_out), shrunk))
     assert same["Dice of CSF"].value == 1 and worse["Dice of CSF"].value < 0.01 < trivial["Dice of CSF"].value < 1
     assert same["no brain"].value < 0.2 and worse["no brain"].value == 1
     unknown = held_out._replace(levels=None)  # which a regression then reads
-    assert judge.anatomy(unknown, False)["CSF, Wasserstein"].value < 0.1
-    assert not Judge(real.take(first), held_out, 16, 0).anatomy(held_out, False)
+    assert judge.tissue(unknown, False)["CSF, Wasserstein"].value < 0.1
+    assert not Judge(real.take(first), held_out, 16, 0).tissue(held_out, False)
+    gap = real.take(first & (LEVELS != 2))  # a level without slices
+    assert not Judge(gap, held_out, 16, 0, Brightness()).tissue(held_out, False)

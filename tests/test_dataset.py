@@ -303,12 +303,17 @@ def test_masks_that_are_missing_or_no_masks_are_refused_in_one_line(miniature, t
         with pytest.raises(UserError, match=rf"seg_441_slice_3.nii.png: not a mask .*{message}.*85 CSF"):
             dataset.load_masks("test", top)
     mask.unlink()
-    with pytest.raises(UserError, match="1 of 16 slices have no mask here, as seg_441_slice_3.nii.png"):
+    with pytest.raises(UserError, match="no masks of 1 of 16 slices, as seg_441_slice_3.nii.png"):
         dataset.load_masks("test", top)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no masks in a folder keras_png_slices_seg_test"):
         dataset.load_masks("test", top)
     assert len(dataset.load_split("test", top).names) == 16  # a set without masks is used as before
+
+
+def test_masks_are_found_beside_a_split_that_is_named(miniature):
+    masks = dataset.load_masks("test", miniature / "keras_png_slices_test")
+    np.testing.assert_array_equal(masks, dataset.load_masks("test", miniature))
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ def test_dataset_script_says_what_is_there(miniature, program):
     out, _ = program.run("dataset.py", "--data", miniature)
     assert f"train: {6 * SLICES} slices of 6 cases, not genuine" in out and "(16, 128, 128, 1)" in out
     assert f"validate: {2 * SLICES} slices of 2 cases, not genuine" in out
-    assert out.count("  and their masks: 1.9% CSF, 10.") == 3
+    assert out.count(": masks of all, not genuine; 1.9% CSF, 10.") == 3
 
 
 @pytest.mark.parametrize("flag", ["--data", "--url"])

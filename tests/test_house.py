@@ -42,6 +42,11 @@ def test_no_file_is_long(path):
     assert lines_of(path) <= 400
 
 
+@pytest.mark.parametrize("path", [*FILES.values(), *(ROOT / "tests").glob("*.py")], ids=str)
+def test_no_line_is_long(path):
+    assert max(map(len, path.read_text().splitlines())) <= 120
+
+
 def test_imports_run_one_way():
     imports = {name: imports_of(path) for name, path in FILES.items()}
     for name, imported in imports.items():

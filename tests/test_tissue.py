@@ -8,9 +8,7 @@ from PIL import Image
 
 import dataset
 from brains import export, loop, names, stream, weights
-from brains.backend import keras
-from brains.config import UNetConfig
-from brains.tissue import UNet, dice, recoloured, tissue_loss
+from brains.tissue import dice, recoloured, tissue_loss
 
 FLAGS = ("--preset", "tissue", "--segmenter-batch-size", 8, "--deterministic", "--no-show", "--segmenter-epochs")
 
@@ -66,8 +64,13 @@ def test_contrast_changes_but_not_the_place(labelled):
     changed = recoloured(images, draws)
     np.testing.assert_array_equal(changed, recoloured(images, draws))
     assert changed.dtype == np.float32 and changed.min() >= -0.5 and changed.max() <= 0.5
-    for image, other in zip(images, changed):
-        assert np.corrcoef(image.ravel(), other.ravel())[0, 1] > 0.9 and np.abs(image - other).max() > 0.02
+    for image, other in zip(images[..., 0], changed[..., 0]):
+        assert np.abs(image - other).max() > 0.02
+        alike = {
+            shift: np.corrcoef(image.ravel(), np.roll(other, shift, axis=(0, 1)).ravel())[0, 1]
+            for shift in range(-2, 3)
+        }
+        assert max(alike, key=alike.get) == 0
 
 
 def test_loss_falls_to_zero_as_the_logits_get_right(labelled):
@@ -154,18 +157,13 @@ def test_export_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_sets_for_another_purpose_are_refused(segmenter, program, miniature, tmp_path):
+def test_sets_for_another_purpose_are_refused(segmenter, trained, program, miniature, tmp_path):
     path = miniature / "keras_png_slices_test" / "case_441_slice_0.nii.png"
-    assert "holds no VQ-VAE" in program.fails("predict.py", "reconstruct", path, "--models", segmenter)
+    for call in (("predict.py", "reconstruct", path), ("predict.py", "generate"), ("ssim.py", "--data", miniature)):
+        assert "holds no " in program.fails(*call, "--models", segmenter)
+    assert "holds no " in program.fails("predict.py", "tissue", path, "--models", trained)
     top = tmp_path / "keras_png_slices_train"
     top.mkdir()
     for case in (1, 2):
         Image.fromarray(np.uint8(tissue(case, 0))).save(top / f"case_{case:03}_slice_0.nii.png")
     assert "no masks in a folder" in program.fails("train.py", "--preset", "tissue", "--data", tmp_path)
-
-
-def test_network_has_about_as_many_weights_as_configured():
-    keras.utils.set_random_seed(0)
-    unet = UNet(UNetConfig(filters=(4, 8)))
-    assert unet(np.zeros((1, 128, 128, 1), np.float32)).shape == (1, 128, 128, 4)
-    assert unet.label(np.zeros((3, 128, 128, 1), np.float32)).dtype == np.uint8

@@ -14,6 +14,7 @@ from PIL import Image
 
 import dataset
 import modules
+import train
 from brains import loop, weights
 from brains.names import case_of
 
@@ -113,6 +114,35 @@ def test_kept_weights_are_the_mean_over_the_steps_of_the_last_epoch(program, min
     for key, variable in loop.by_path(weights.load_vqvae(tmp_path / "models").weights).items():
         np.testing.assert_allclose(variable, np.mean([step[key] for step in seen], axis=0), rtol=1e-4, atol=1e-6)
     assert np.any(seen[-1]["quantizer/codebook"] != seen[0]["quantizer/codebook"])
+
+
+def test_codebook_from_kmeans_learns_faster_than_the_network(program, miniature, tmp_path):
+    before, cluster = {}, train.cluster_latents
+
+    def record(vqvae, *others):
+        centres = cluster(vqvae, *others)
+        before.update({key: np.array(variable) for key, variable in loop.by_path(vqvae.weights).items()})
+        before["quantizer/codebook"] = centres
+        return centres
+
+    sizes = ("--vqvae-epochs", 2, "--vqvae-batch-size", 3 * SLICES)  # two steps from the centres, which are averaged
+    arguments = ("train.py", "--data", miniature, *TRAINING, *sizes, "--codebook-init", "kmeans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "cluster_latents", record)
+        program.run(*arguments, "--models", tmp_path / "models")
+    after = loop.by_path(weights.load_vqvae(tmp_path / "models").weights)
+    steps = {key: np.abs(np.array(after[key]) - array).max() for key, array in before.items()}
+    assert steps.pop("quantizer/codebook") > 2e-3  # a step of Adam is at most about as long as its rate
+    assert 1e-3 < max(steps.values()) < 2e-3
+
+
+def test_fewer_epochs_than_are_finished_are_refused(program, miniature, tmp_path):
+    arguments = ("train.py", "--data", miniature, *TRAINING, "--models", tmp_path / "models")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "PixelCNN", 2)
+        program.run(*arguments, status=130)
+    message = program.fails(*arguments, "--resume", "--pixelcnn-epochs", 1)
+    assert "2 epochs are finished, more than the 1" in message
 
 
 @pytest.mark.long

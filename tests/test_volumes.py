@@ -176,12 +176,34 @@ def test_labels_that_do_not_fit_are_named(head, program, tmp_path):
     for number in range(3):
         save(volumes / f"sub-{number}.nii", head, "RAS")
     save(volumes / "labels" / "sub-1_x.nii", head[:-1], "RAS")
+    save(volumes / "labels" / "sub-2_x.nii", head, "RAS", (2, 2, 1))
     call = ("dataset.py", "slices", volumes, tmp_path / "slices", "--labels")
     _, err = program.run(*call, "labels/sub-*.nii", status=1)
-    assert "sub-1_x.nii have the shape (95, 112, 75), it has (96, 112, 75)" in err
-    _, err = program.run(*call, "*.nii.gz", status=1)
-    assert err.count("no file, or more than one, matches --labels") == 3
+    (missing,) = [line for line in err.splitlines() if "no file, or more than one, matches --labels" in line]
+    assert "sub-0.nii" in missing  # it does not get those of another person
+    assert "sub-1_x.nii have (95, 112, 75) voxels of [2. 2. 2.] mm, it has (96, 112, 75)" in err
+    assert "sub-2_x.nii have (96, 112, 75) voxels of [2. 2. 1.] mm" in err
     program.fails(*call, "*", "--labels-map", "1=bone", status=2)
+    program.fails(*call[:-1], "--labels-map", "1=csf", status=2)
+
+
+def test_labels_are_found_by_name_by_session_or_as_the_only_ones(tmp_path):
+    files = {
+        "flat/head1.nii": "flat/head1_seg.nii",
+        "flat/head10.nii": "flat/head10_seg.nii",
+        "flat/head2.nii": None,
+        "sub-1/ses-a/sub-1_ses-a_T1w.nii": "sub-1/ses-a/sub-1_ses-a_seg.nii",
+        "person/scan.nii": "person/manual_seg.nii",
+    }
+    for path in [*files, *filter(None, files.values())]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    found = {
+        path: labels
+        for folder in ("flat", "sub-1", "person")
+        for path, _, _, labels in find_volumes(tmp_path / folder, "*_seg.nii")
+    }
+    assert found == {tmp_path / path: labels and tmp_path / labels for path, labels in files.items()}
 
 
 def test_scripts_take_a_folder_of_volumes(head, trained, program, tmp_path):
