@@ -85,7 +85,8 @@ def assert_same(models, expected):
     """The same weights up to the rounding of sums, and figures of every epoch.
 
     How often each code was counted may differ where codebook vectors are as good as the same; in all it may not. Adam
-    turns the rounding of a gradient near 0 into a part of a step, of which the longest is 1.5e-3.
+    turns the rounding of a gradient near 0 into a part of a step, of which the longest is 1.5e-3: this may happen to a
+    few weights, and to how many depends on the processor.
     """
     arrays, histories = arrays_of(models), []
     for name, array in arrays_of(expected).items():
@@ -93,7 +94,8 @@ def assert_same(models, expected):
         if counted:
             np.testing.assert_allclose(arrays[name].sum(axis=0), array.sum(axis=0), atol=0.02, err_msg=name)
         else:
-            np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
+            off = np.abs(arrays[name] - array)
+            assert off.max() < 1.5e-3 and np.mean(off > 1e-4) < 0.02, name
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
         stages = [config[stage]["history"] for stage in STAGES]
@@ -124,6 +126,28 @@ def test_two_devices_train_what_one_does(alone, program, miniature):
     )
     assert done.returncode == 0 and "2 replicas" in done.stdout, done.stderr
     assert_same(models, alone)
+
+
+def test_codebook_starts_alike_on_one_device_on_two_and_with_two_workers(program, miniature):
+    flags = ("--vqvae-epochs", 2, "--pixelcnn-epochs", 1, "--codebook-init", "kmeans", "--precision", "float32")
+
+    def called(name, code=""):
+        models = program.folder / name
+        out = ("--no-show", "--models", models, "--out", f"{models}_out")
+        script = SMOOTH + code + MAIN
+        return program.install().command("-c", script, "--data", miniature, *flags, *out), models
+
+    one, expected = called("kmeans")
+    subprocess.run(one, cwd=program.folder, check=True)
+    two, models = called("kmeans_devices", TWO_DEVICES)
+    subprocess.run(two, cwd=program.folder, check=True)
+    workers, shared = called("kmeans_workers")
+    finish(start_workers(program, workers))
+    for folder in (models, shared):
+        arrays = arrays_of(folder)
+        for name, array in arrays_of(expected).items():
+            if name.startswith("vqvae"):
+                np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
 
 
 def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program, miniature):
