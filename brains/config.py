@@ -172,7 +172,7 @@ class Tissue:
     """A U-Net that tells the tissue of each pixel. It generates nothing."""
 
     segmenter_network: UNetConfig = UNetConfig()
-    segmenter: Schedule = Schedule(epochs=12, batch_size=32, learning_rate=2e-3)
+    segmenter: Schedule = Schedule(epochs=5, batch_size=32, learning_rate=2e-3)
     held_out_from: tuple = ("segmenter",)
     mirrored: bool = True
 
