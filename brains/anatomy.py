@@ -14,6 +14,7 @@ from brains.tissue import dice
 
 WINDOW = 3  # levels up and down whose real slices say what is usual at a level
 SLACK = 0.1  # of the range that a measure has in real slices: so far beyond it a slice may be
+LEAST = (0.02, 0.02, 0.02, 0.02, 1, 0.02, 0.02, 3, 3, 0.05)  # of that slack: masks of real slices all lie alike
 SPECK = 20  # pixels of white matter that count as a piece of it
 MEASURES = (
     "CSF",
@@ -63,7 +64,8 @@ class Usual:
         self.levels = np.arange(levels.max() + 1)
         near = [np.abs(levels - level) <= WINDOW for level in self.levels]
         low, high = (np.array([bound(measures[each], axis=0) for each in near]) for bound in (np.min, np.max))
-        self.low, self.high = low - SLACK * (high - low), high + SLACK * (high - low)
+        slack = np.maximum(SLACK * (high - low), LEAST)
+        self.low, self.high = low - slack, high + slack
         self.means = np.array([measures[levels == level].mean(axis=0) for level in self.levels])
         self.rest = self.unusual(measures, levels)[:, :3]
 
