@@ -20,8 +20,10 @@ SIZES = [
 CALL = ("--preset", "sharp", *EPOCHS, *SIZES, "--embeddings", 64, "--precision", "float32", "--no-show")
 # Dropout draws other numbers on each replica, Adam divides by the size of gradients, which blows up the rounding of
 # those near zero, and priors that differ by rounding now and then draw another code.
+# Of two codes that are as good as the same, processors with AVX-512 take now the one and now the other.
 SMOOTH = f"""
-import sys
+import os, sys
+os.environ |= {{"ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}}
 sys.path.append({str(ROOT / "tests")!r})
 from dataclasses import replace
 import numpy as np, pytest, conftest
@@ -85,8 +87,7 @@ def assert_same(models, expected):
     """The same weights up to the rounding of sums, and figures of every epoch.
 
     How often each code was counted may differ where codebook vectors are as good as the same; in all it may not. Adam
-    turns the rounding of a gradient near 0 into a part of a step, of which the longest is 1.5e-3: this may happen to a
-    few weights, and to how many depends on the processor.
+    turns the rounding of a gradient near 0 into a part of a step, of which the longest is 1.5e-3.
     """
     arrays, histories = arrays_of(models), []
     for name, array in arrays_of(expected).items():
@@ -94,8 +95,7 @@ def assert_same(models, expected):
         if counted:
             np.testing.assert_allclose(arrays[name].sum(axis=0), array.sum(axis=0), atol=0.02, err_msg=name)
         else:
-            off = np.abs(arrays[name] - array)
-            assert off.max() < 1.5e-3 and np.mean(off > 1e-4) < 0.02, name
+            np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
     for folder in (models, expected):
         config = json.loads((folder / "config.json").read_text())
         stages = [config[stage]["history"] for stage in STAGES]
