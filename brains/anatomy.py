@@ -9,7 +9,7 @@ from scipy.ndimage import label as connected
 from scipy.stats import wasserstein_distance
 
 from brains.config import TISSUES
-from brains.statistics import Figure, mean, resampled, share
+from brains.statistics import Figure, mean, resampled, share, within
 from brains.tissue import dice
 
 WINDOW = 3  # levels up and down whose real slices say what is usual at a level
@@ -61,17 +61,16 @@ class Usual:
     """What is usual in real slices: from measures (N, 10) of their maps and levels (N,), of which none is missing."""
 
     def __init__(self, measures, levels):
-        self.levels = np.arange(levels.max() + 1)
-        near = [np.abs(levels - level) <= WINDOW for level in self.levels]
+        near = [np.abs(levels - level) <= WINDOW for level in range(levels.max() + 1)]
         low, high = (np.array([bound(measures[each], axis=0) for each in near]) for bound in (np.min, np.max))
         slack = np.maximum(SLACK * (high - low), LEAST)
         self.low, self.high = low - slack, high + slack
-        self.means = np.array([measures[levels == level].mean(axis=0) for level in self.levels])
-        self.rest = self.unusual(measures, levels)[:, :3]
+        self.means = np.array([measures[levels == level].mean(axis=0) for level in range(levels.max() + 1)])
+        self.rest = self.unusual(measures, levels)
 
     def unusual(self, measures, levels):
-        """Return how far measures (N, 10) at levels (N,) are from the mean of real slices near that level."""
-        return measures - self.means[levels]
+        """Return how far the shares of the tissues, (N, 3), are from the mean of real slices of their levels (N,)."""
+        return (measures - self.means[levels])[:, :3]
 
     def is_brain(self, measures, levels):
         """Return whether all measures (N, 10) of a slice are about in the range of real slices near its level: (N,)."""
@@ -79,20 +78,16 @@ class Usual:
 
     def figures(self, measures, levels, groups):
         """Return the Figures of slices {row: Figure} from their measures (N, 10), levels (N,) and groups (N,)."""
-        rest, figures, drawn = self.unusual(measures, levels)[:, :3], {}, resampled(groups)
+        rest, figures, drawn = self.unusual(measures, levels), {}, resampled(groups)
         for tissue, values, real in zip(TISSUES[1:], rest.T, self.rest.T):
             figures[f"{tissue}, Wasserstein"] = Figure(float(wasserstein_distance(values, real)))
         for tissue, values, real in zip(TISSUES[1:], rest.T, self.rest.T):
-            figures[f"{tissue}, spread"] = _interval(spread(values, drawn) / real.std(), values.std() / real.std())
+            figures[f"{tissue}, spread"] = within(values.std() / real.std(), spread(values, drawn) / real.std())
         fluid, grey, _ = rest.T
         together = correlation(fluid, grey, np.concatenate([np.ones((1, len(fluid))), drawn]))
-        figures["CSF and grey matter, r"] = _interval(together[1:], together[0])
+        figures["CSF and grey matter, r"] = within(together[0], together[1:])
         figures["asymmetry"] = mean(measures[:, MEASURES.index("asymmetry")], groups)
         return figures | {"no brain": share(~self.is_brain(measures, levels), groups)}
-
-
-def _interval(resamples, value):
-    return Figure(float(value), *np.percentile(resamples, (2.5, 97.5)).tolist())
 
 
 def spread(values, weights):

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 import dataset
 from brains.names import case_of
-from brains.statistics import Figure, mean, resampled
+from brains.statistics import Figure, mean, resampled, within
 from modules import ssim
 
 COMPONENTS = 64  # principal components of the training pixels, for distances between slices
@@ -168,7 +168,7 @@ def pair_ssim(slices, seed):
     weights = drawn[:, first] * drawn[:, second]
     weights = weights[weights.any(axis=1)]  # a sample of one person has no pairs
     means = weights @ likeness / weights.sum(axis=1)
-    return Figure(float(likeness.mean()), *np.percentile(means, (2.5, 97.5)).tolist())
+    return within(likeness.mean(), means)
 
 
 def as_images(slices):
@@ -207,7 +207,7 @@ def two_sample_auc(slices, real, seed, floor=0.0):
     drawn = resampled(groups)[:AUC_RESAMPLES]
     drawn = drawn[drawn[:, truth == 1].any(axis=1) & drawn[:, truth == 0].any(axis=1)]
     value = weighted_auc(truth, scores, np.ones((1, len(truth))))[0]
-    return Figure(float(value), *np.percentile(weighted_auc(truth, scores, drawn), (2.5, 97.5)).tolist())
+    return within(value, weighted_auc(truth, scores, drawn))
 
 
 def weighted_auc(truth, scores, weights):

@@ -11,7 +11,7 @@ import modules
 from brains import anatomy, fidelity
 from brains.backend import tf
 from brains.fidelity import SliceSet, as_images
-from brains.statistics import Figure, mean, resampled, share
+from brains.statistics import Figure, mean, resampled, share, within
 
 LABELLED = 68  # real slices of a level, at most, whose tissue says what is usual there
 NEAR_REPEAT = 0.05  # share of codes that may differ in a near repeat
@@ -174,7 +174,7 @@ def nearer_than_held_out(correlation, groups, held_out, held_out_groups):
     limits = [np.quantile(np.repeat(held_out, each.astype(int)), 0.95) for each in drawn]
     shares = np.sum(weights * (correlation > np.array(limits)[:, None]), axis=1) / weights.sum(axis=1)
     value = np.mean(correlation > np.quantile(held_out, 0.95))
-    return Figure(float(value), *np.percentile(shares, (2.5, 97.5)).tolist())
+    return within(value, shares)
 
 
 def ssim_of_nearest(slices, real, index, mirrored):

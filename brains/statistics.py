@@ -25,6 +25,11 @@ def mean(values, groups):
     return Figure(float(np.mean(values)), *bootstrap_interval(values, groups))
 
 
+def within(value, resamples):
+    """Return the Figure of a value whose interval is that of its values in bootstrap samples (R,)."""
+    return Figure(float(value), *np.percentile(resamples, (2.5, 97.5)).tolist())
+
+
 def share(hits, groups):
     """Return the Figure of the share of hits (N,) bool. Without one, the interval is that of none in so many groups."""
     figure = mean(hits, groups)

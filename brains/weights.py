@@ -18,12 +18,8 @@ from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
 REMEDY = "restore it or run train.py"
-TRAINED_ON = {
-    "vqvae": None,
-    "pixelcnn": "vqvae",
-    "critic": "pixelcnn",
-    "segmenter": None,
-}  # each part of a set, and what it learned from
+# Each part of a set, and what it learned from.
+TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn", "segmenter": None}
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
     "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
     "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
