@@ -3,6 +3,7 @@
     python evaluate.py                        both presets against the training split, the test split as floor
     python evaluate.py --tune                 the same with the held-out training cases, to choose by
     python evaluate.py --real DIR --fake DIR  any two folders of images
+    python evaluate.py --utility              what samples of sharp are worth to train a segmenter on: hours
 
 All sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures say
 what real slices get; and the reconstructions of these, which are as good as a decoder can make them. docs/evaluation.md
@@ -18,8 +19,18 @@ from pathlib import Path
 from brains import cli, config
 
 SAMPLES = 544  # slices to generate: the size of the test split
+UTILITY = 2176  # the same with --utility: the slices of 68 people
 BOTH = "both"  # presets
-OF_MODELS = ("candidates", "samples", "temperature", "tune", "models", "data", "url")  # flags that folders do not take
+OF_MODELS = (
+    "candidates",
+    "samples",
+    "temperature",
+    "tune",
+    "utility",
+    "models",
+    "data",
+    "url",
+)  # flags that folders do not take
 
 
 def parse_arguments(arguments=None):
@@ -27,8 +38,10 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     cli.add_sampling_arguments(parser, "of sampling; several draw a curve", nargs="+")
-    add("--samples", type=cli.positive, metavar="N", help=f"slices to generate ({SAMPLES})")
+    add("--samples", type=cli.positive, metavar="N", help=f"slices to generate ({SAMPLES}, with --utility {UTILITY:,})")
     add("--tune", action="store_true", help="use held-out training cases; the test split then stays unseen")
+    meaning = "train segmenters on generated slices, and test them on real ones; run again to continue"
+    add("--utility", action="store_true", help=meaning)
     add("--seed", type=cli.seed, default=0, metavar="N", help="of all that is drawn (%(default)s)")
     meaning = "folder of real images; case_NNN in a name tells the person, and a tenth of the people is held out"
     add("--real", type=Path, metavar="DIR", help=meaning)
@@ -41,9 +54,13 @@ def parse_arguments(arguments=None):
     unused = [f"--{name}" for name in OF_MODELS if getattr(args, name)]
     if args.real and unused:
         parser.error(f"{unused[0]} does not go with --real and --fake")
+    if args.utility and len(args.temperature or []) > 1:
+        parser.error("--utility takes one temperature")
+    if args.utility and args.preset == BOTH:
+        args.preset = "sharp"
     both = args.preset == BOTH and not args.models
     args.models = [cli.short(config.MODELS / name) for name in config.GENERATIVE] if both else [cli.choose_models(args)]
-    args.samples = args.samples or SAMPLES
+    args.samples = args.samples or (UTILITY if args.utility else SAMPLES)
     return args
 
 
@@ -53,7 +70,8 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from brains import contenders, devices, plots, weights
+from brains import contenders, devices, plots, utility, weights
+from brains.backend import keras
 from brains.cli import note
 from brains.judge import Judge
 from brains.names import hold_out
@@ -68,11 +86,11 @@ def find_segmenter():
     return None, None
 
 
-def measure(judge, sets, reconstructed, repeated, seed):
+def measure(judge, sets, reconstructed, repeated, membership, seed):
     """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}.
 
     `reconstructed` names the columns of reconstructed held-out slices. `repeated` are functions by column that give the
-    Figures of repeated grids from the nearest real slices.
+    Figures of repeated grids from the nearest real slices, and `membership` are Figures by column.
     """
     found = {}
     half = np.isin(judge.real.groups, hold_out(judge.real.groups, 0.5, seed))
@@ -83,11 +101,14 @@ def measure(judge, sets, reconstructed, repeated, seed):
     measuring = functools.partial(progress, desc="measuring")
     likeness = devices.on_all_cores(lambda pair, stop: judge.likeness(*pair), compared.values(), measuring)
     figures = dict(zip(compared, likeness))
+    for name, pair in progress(compared.items(), desc="telling apart"):
+        figures[name] |= judge.pixels(*pair)
     for name, slices in progress(sets.items(), desc="looking for copies"):
         remembered, found[name] = judge.memory(slices)
         figures[name] |= judge.misreading(slices) | remembered | judge.tissue(slices, name in reconstructed)
         if name in repeated:
             figures[name] |= repeated[name](found[name])
+        figures[name] |= membership.get(name, {})
     return figures, found
 
 
@@ -114,11 +135,38 @@ def as_json(columns):
     return {name: {row: figure._asdict() for row, figure in figures.items()} for name, figures in columns.items()}
 
 
+def measure_utility(args):
+    """Measure what generated slices are worth to train a segmenter on; writes utility.json and returns the figure."""
+    asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
+    *_, (models,), _ = contenders.read_slices(args.models, args.data, args.url, **asked)
+    segmenter = weights.load_segmenter(config.MODELS / "tissue")
+    real, people, test = utility.read_labelled(models, args.data, args.url)
+    temperature = args.temperature[0] if args.temperature else weights.load_temperature(models.folder)
+    about = asked | {"seed": args.seed, "temperature": temperature, "models": weights.digests(models.folder)}
+    about |= {"segmenter": weights.digests(config.MODELS / "tissue"), "slices": models.training.digest}
+    path, codes_path = args.out / utility.RESULTS, args.out / "utility_codes.npy"
+    begun, scores = path.exists() and codes_path.exists(), utility.Scores(path, about)
+    vqvae, prior = weights.load_models(models.folder)
+    if not begun:
+        with cli.written(codes_path) as part:
+            np.save(part, contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))
+    images = vqvae.decode(np.load(codes_path))
+    generated = utility.Labelled(images, segmenter.label(images), np.full(len(images), ""))
+    keras.config.set_dtype_policy(devices.choose_precision())
+    results = utility.summary(utility.measure(real, people, generated, test, scores))
+    print(table({column: {name: each[column] for name, each in results.items()} for column in utility.COLUMNS}))
+    print(path)
+    return plots.draw_utility(results)
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
+    if args.utility:
+        plots.save(measure_utility(args), args.out / config.FIGURES["utility"])
+        return plots.show()
     segmenter, digest = find_segmenter()
     if args.real:
         made = {}
@@ -132,10 +180,10 @@ def main(arguments=None):
         about = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
         about["temperature"] = {name: each.temperatures for name, each in made.items()}
         about["candidates"] = {name: each.candidates for name, each in made.items()}
-    reconstructed, repeated = columns_of(made, "reconstructed"), columns_of(made, "repeats")
-    sets = {**generated, "held out": held_out, **reconstructed}
+    parts = {part: columns_of(made, part) for part in ("reconstructed", "repeats", "membership")}
+    sets = {**generated, "held out": held_out, **parts["reconstructed"]}
     judge = Judge(real, held_out, count, args.seed, segmenter)
-    figures, found = measure(judge, sets, reconstructed, repeated, args.seed)
+    figures, found = measure(judge, sets, *parts.values(), args.seed)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))

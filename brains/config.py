@@ -36,6 +36,7 @@ FIGURES = {  # names of the figures that the scripts write
     "nearest": "nearest.png",
     "distances": "nearest_distances.png",
     "temperatures": "temperatures.png",
+    "utility": "utility.png",
 }
 FIGURES |= {stage: f"{stage}_training_plot.png" for stage in STAGES}
 

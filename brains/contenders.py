@@ -8,11 +8,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import dataset
-from brains import config, sampling, weights
+from brains import config, people, sampling, weights
 from brains.cli import UserError, note, short
 from brains.config import FIGURES, SIZE
 from brains.fidelity import NEIGHBOURS, slice_set
 from brains.judge import Codes, judge_prior, repeats
+from brains.membership import attack, people_known
 from brains.names import hold_out, is_litter, natural_order, owners
 
 SUFFIXES = set(Image.registered_extensions()) & {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -45,12 +46,14 @@ def read_folders(real_folder, fake_folder, seed):
 
 # A set of models, its config.json, what `weights.load_critic` gives of it, and the slices that it is measured with:
 # `test` is None where held-out training slices stand in for it; `unseen` (N,) bool are the training slices not seen.
-Models = namedtuple("Models", "folder content critic training test unseen")
+# `ages` are those of people by case, as far as they are known.
+Models = namedtuple("Models", "folder content critic training test unseen ages")
 
 # What a set of models makes at `temperatures`, each slice chosen from so many `candidates`, by column of the table: the
 # SliceSets `generated` and `reconstructed`, and functions that give the Figures of `repeats` from what `judge.nearest`
-# found; `prior` are the Figures of the codes.
-Made = namedtuple("Made", "temperatures candidates generated reconstructed repeats prior")
+# found; `membership` are the Figures, by column, of what samples tell of the people learned from, and `prior` those of
+# the codes.
+Made = namedtuple("Made", "temperatures candidates generated reconstructed repeats membership prior")
 
 
 def read_slices(folders, data, url, *, tune, samples, candidates):
@@ -68,10 +71,10 @@ def read_slices(folders, data, url, *, tune, samples, candidates):
     test = None if tune else dataset.load_split("test", data, url)
     training = dataset.load_split("train", data, url)
     real = slice_set(training.images, training.names, owners(training.names)[1])
-    models = []
+    models, ages = [], people.load_ages() if dataset.is_genuine("train", training.digest) else {}
     for folder, content in contents.items():
         found = find_unseen(folder, content, training.digest, real.groups, tune)
-        models.append(Models(folder, content, critics[folder], training, test, found))
+        models.append(Models(folder, content, critics[folder], training, test, found, ages))
     unseen = models[0].unseen
     if tune and any(np.any(each.unseen != unseen) for each in models):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
@@ -123,17 +126,25 @@ def make(models, samples, temperatures, seed):
     decoded = vqvae.decode(held_out_codes.grids)
     reconstructed = {"reconstructed": slice_set(decoded, names_held_out, held_out_codes.levels)}
     repeats_of = {"reconstructed": functools.partial(repeated, held_out_codes)}
-    progress = functools.partial(tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None)
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
-    generated, temperatures = {}, list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
+    known = people_known(models, prior, codes_of_training, held_out_codes)
+    generated, membership = {}, {}
+    temperatures = list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
     for temperature in temperatures:
         column = "generated" if len(temperatures) == 1 else f"generated at {temperature:g}"
-        grids = sampling.sample_best(vqvae, prior, *models.critic, samples, seed, temperature, progress=progress)
+        grids = sample(models, vqvae, prior, samples, seed, temperature)
         sets[column] = Codes(grids, np.array(names), levels)
         generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
         repeats_of[column] = functools.partial(repeated, sets[column])
+        membership[column] = attack(known, generated[column], models.ages, seed)
     costs = judge_prior(prior, sets, len(names_held_out))
-    return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, costs)
+    return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, membership, costs)
+
+
+def sample(models, vqvae, prior, number, seed, temperature):
+    """Return so many grids of codes (N, h, w) that Models make, with their networks given."""
+    progress = functools.partial(tqdm, desc=f"sampling, {models.folder.name}", unit="batch", leave=False, disable=None)
+    return sampling.sample_best(vqvae, prior, *models.critic, number, seed, temperature, progress=progress)
 
 
 def number_compared(sets, samples, where):

@@ -1,10 +1,9 @@
-"""How much sets of slices look like real ones: distances of distributions, neighbourhoods, and a classifier.
+"""How much sets of slices look like real ones: distances of distributions and neighbourhoods.
 
 Heusel et al. 2017, arXiv 1706.08500          (Frechet distance)
 Karras et al. 2018, arXiv 1710.10196          (sliced Wasserstein distance of Laplacian-pyramid patches)
 Kynkaanniemi et al. 2019, arXiv 1904.06991    (precision and recall)
 Naeem et al. 2020, arXiv 2002.09797           (density and coverage)
-Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
 """
 
 from typing import NamedTuple
@@ -14,9 +13,7 @@ import scipy.linalg
 from scipy.ndimage import convolve1d
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 import dataset
 from brains.names import case_of
@@ -28,10 +25,6 @@ NEIGHBOURS = 5  # the neighbour whose distance is the reach of a slice
 SCALES = 4  # of the Laplacian pyramid: 128, 64, 32 and 16 pixels a side
 PATCH, PATCHES = 7, 64  # pixels a side of a patch, patches of a slice
 DIRECTIONS = 512  # onto which patches are projected
-CELLS = 4  # a side of the grid in which the classifier sees the pyramid's energies
-FOLDS = 5
-BACKGROUND = 0.04  # of white: below, nobody sees a difference from black
-AUC_RESAMPLES = 500  # fewer than for other intervals, because each one sorts all scores
 PAIRS = 2000  # random pairs of slices
 
 
@@ -179,46 +172,3 @@ def as_images(slices):
 def fit_level(points, levels):
     """Fit a linear regression from the points (N, D) of slices to levels (N,); returns what predicts them."""
     return RidgeCV().fit(points, levels).predict
-
-
-def energies(images):
-    """Return the mean absolute value of each scale of images (N, H, W) in each cell of a grid: (N, SCALES CELLS^2)."""
-    energies_by_scale = []
-    for scale in laplacian_pyramid(images):
-        cells = np.abs(scale).reshape(len(scale), CELLS, scale.shape[1] // CELLS, CELLS, -1)
-        energies_by_scale.append(cells.mean(axis=(2, 4)).reshape(len(scale), -1))
-    return np.concatenate(energies_by_scale, axis=1)
-
-
-def two_sample_auc(slices, real, seed, floor=0.0):
-    """Return the Figure of the ROC AUC of a classifier that tells slices from as many real ones; 0.5 if it cannot.
-
-    Each slice is judged by a classifier fitted without its group (Lopez-Paz and Oquab 2017). Less than `floor` is 0.
-    """
-    images = np.concatenate([unit(slices.grey), unit(real.grey)])
-    features = energies(np.where(images < floor, 0, images))
-    truth = np.repeat([1, 0], [len(slices.grey), len(real.grey)])
-    groups = np.concatenate([slices.groups, real.groups])
-    number = min(FOLDS, len(set(slices.groups)), len(set(real.groups)))
-    folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
-    leaf = max(1, min(20, len(truth) // 20))  # slices in a leaf, small enough for few slices
-    classifier = HistGradientBoostingClassifier(min_samples_leaf=leaf, early_stopping=False, random_state=seed)
-    scores = cross_val_predict(classifier, features, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
-    drawn = resampled(groups)[:AUC_RESAMPLES]
-    drawn = drawn[drawn[:, truth == 1].any(axis=1) & drawn[:, truth == 0].any(axis=1)]
-    value = weighted_auc(truth, scores, np.ones((1, len(truth))))[0]
-    return within(value, weighted_auc(truth, scores, drawn))
-
-
-def weighted_auc(truth, scores, weights):
-    """Return the ROC AUC (R,) of scores (N,) for a truth (N,) of 0 and 1, once for each set of weights (R, N).
-
-    It is the share of pairs of a 1 and a 0 that the scores rank rightly; a tie counts half. scikit-learn's function
-    takes one set of weights at a time, and milliseconds for each.
-    """
-    _, rank = np.unique(scores, return_inverse=True)
-    order = np.argsort(rank)
-    starts = np.flatnonzero(np.diff(rank[order], prepend=-1))  # of runs of tied scores
-    ones, zeros = (np.add.reduceat((weights * (truth == kind))[:, order], starts, axis=1) for kind in (1, 0))
-    below = np.cumsum(zeros, axis=1) - zeros / 2
-    return np.sum(ones * below, axis=1) / (ones.sum(axis=1) * zeros.sum(axis=1))

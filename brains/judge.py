@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 import modules
-from brains import anatomy, fidelity
+from brains import anatomy, classifiers, fidelity
 from brains.backend import tf
 from brains.fidelity import SliceSet, as_images
 from brains.statistics import Figure, mean, resampled, share, within
@@ -58,9 +58,16 @@ class Judge:
             **{f"sliced Wasserstein, {128 >> scale} px": Figure(value) for scale, value in enumerate(distances)},
             **fidelity.neighbourhoods(points, slices.groups, real_points[chosen], equal.groups),
             "SSIM of random pairs": fidelity.pair_ssim(slices, self.seed),
-            "classifier AUC": fidelity.two_sample_auc(slices, equal, self.seed),
-            "classifier AUC, no background": fidelity.two_sample_auc(slices, equal, self.seed, fidelity.BACKGROUND),
+            "classifier AUC": classifiers.two_sample_auc(slices, equal, self.seed),
+            "classifier AUC, no background": classifiers.two_sample_auc(
+                slices, equal, self.seed, classifiers.BACKGROUND
+            ),
         }
+
+    def pixels(self, slices, real):
+        """Return how well a network tells slices from real ones, {row: Figure}; they are those of `likeness`."""
+        equal = real.take(self.draw(real, salt=1))
+        return {"network AUC": classifiers.network_auc(slices.take(self.draw(slices)), equal, self.seed)}
 
     def levels_of(self, slices):
         """Return the levels (N,) int of slices: as they are known, or else as a regression reads them."""
@@ -116,26 +123,31 @@ def judge_prior(pixelcnn, sets, count):
     anywhere = counts.sum(axis=(1, 2), keepdims=True) + 1
     counts = counts + anywhere / anywhere.sum()
     histogram = np.log2(counts / counts.sum(axis=0))
-    nats = tf.function(
-        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
-    )
     results = {}
     for name, (codes, groups, levels) in sets.items():
         in_use, perplexity = modules.code_usage(np.bincount(codes.ravel(), minlength=number))
         chosen = np.sort(np.random.default_rng(0).permutation(len(codes))[:count])
         codes, groups, levels = codes[chosen], groups[chosen], levels[chosen]
-        cost = modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes)))
-        cost = cost.mean(axis=(1, 2)) / np.log(2)
+        cost = bits(pixelcnn, codes, levels)
         by_cell = -np.take_along_axis(histogram[None], codes[:, None], axis=1)[:, 0].mean(axis=(1, 2))
         results[name] = {
-            "bits a code": mean(cost, groups),
-            "bits a slice": mean(cost * codes[0].size, groups),
+            "bits a code": mean(cost / codes[0].size, groups),
+            "bits a slice": mean(cost, groups),
             "histogram, bits a code": mean(by_cell, groups),
             "uniform, bits a code": Figure(float(np.log2(number))),
             "codes in use": Figure(in_use * number),
             "perplexity": Figure(perplexity),
         }
     return results
+
+
+def bits(pixelcnn, codes, levels):
+    """Return the bits (N,) that a prior needs for grids of codes (N, h, w) of slices of levels (N,)."""
+    nats = tf.function(
+        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
+    )
+    cost = modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes)))
+    return cost.sum(axis=(1, 2)) / np.log(2)
 
 
 def nearest(slices, real):

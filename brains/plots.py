@@ -171,3 +171,20 @@ def draw_distances(correlations):
     axes.set(title="Nearness to the reference", xlabel="correlation to the nearest real slice", ylabel="density")
     axes.legend(loc="upper left")
     return figure
+
+
+def draw_utility(results):
+    """Draw the mean Dice {name: {"mean": Figure}} of segmenters over the number of real people that they learned from.
+
+    Names are "10 people", "10 people and generated" and so on, and "generated".
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for label, ending in (("real slices", " people"), ("real and generated slices", " people and generated")):
+        found = sorted((int(name.split()[0]), each["mean"]) for name, each in results.items() if name.endswith(ending))
+        people, means = zip(*found)
+        axes.plot(people, [each.value for each in means], marker="o", label=label)
+        axes.fill_between(people, [each.low for each in means], [each.high for each in means], alpha=0.15)
+    axes.axhline(results["generated"]["mean"].value, color="grey", linestyle=":", label="generated slices")
+    axes.set(title="A segmenter on unseen people", xlabel="real people to learn from", ylabel="Dice, mean of tissues")
+    axes.legend()
+    return figure

@@ -57,6 +57,12 @@ def load_config(folder):
     return content
 
 
+def digests(folder):
+    """Return the sha256 of the weights of each part of the set in `folder`, {part: sha256}."""
+    content = load_config(folder)
+    return {part: content[part]["sha256"] for part in TRAINED_ON if part in content}
+
+
 def load_vqvae(folder):
     """Return the VQVAE of the set in `folder`. Raises UserError if files are missing, broken or of another training."""
     return _load(folder, "vqvae", load_config(folder))

@@ -322,3 +322,32 @@ def sharp(program, miniature):
         shrink(patch)
         program.run(*arguments)
     return program.folder / "trained_models" / "sharp", (*arguments, "--models")
+
+
+SEGMENTER = ("--preset", "tissue", "--segmenter-batch-size", 8, "--deterministic", "--no-show", "--segmenter-epochs")
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """The top folder of a set whose tissues differ in brightness alone."""
+    top = tmp_path_factory.mktemp("labelled") / "keras_png_slices_data"
+    for split, cases in (("train", range(1, 7)), ("test", (441, 442))):
+        folders = [top / f"keras_png_slices_{name}" for name in (split, f"seg_{split}")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for case in cases:
+            for k in range(SLICES):
+                mask, rng = tissue(case, k), np.random.default_rng((case, k))
+                mask[90:160, 80:180] = 85  # wide, because masks are thinned and slices averaged
+                grey = np.uint8([0, 60, 120, 180])[mask // 85] + rng.integers(0, 9, mask.shape, np.uint8)
+                name = f"case_{case:03}_slice_{k}.nii.png"
+                Image.fromarray(grey).save(folders[0] / name)
+                Image.fromarray(mask).save(folders[1] / name.replace("case", "seg"))
+    return top
+
+
+@pytest.fixture(scope="session")
+def segmenter(labelled, program):
+    """The folder of a segmenter that learned these tissues, in the place of the shipped one."""
+    program.run("train.py", "--data", labelled, *SEGMENTER, 16)
+    return program.folder / "trained_models" / "tissue"

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 import modules
 import ssim
-from brains import config, fidelity
+from brains import classifiers, config, fidelity
 from brains.fidelity import SliceSet, unit
 from brains.judge import Codes, Judge, judge_prior, nearest, repeats, ssim_of_nearest
 from brains.statistics import bootstrap_interval, mean
@@ -114,20 +114,20 @@ def test_ssim_of_pairs_is_one_for_a_single_slice_and_never_pairs_a_person_with_i
     np.testing.assert_allclose(fidelity.pair_ssim(twice, seed=0), expected, atol=1e-5)  # the interval too
 
 
-def test_classifier_cannot_tell_one_population_apart_but_a_blurred_one(halves):
+def test_classifiers_cannot_tell_one_population_apart_but_a_blurred_one(halves):
     first, second = halves
-    same = fidelity.two_sample_auc(first, second, seed=0)
-    assert same.low < 0.5 < same.high and same.value == pytest.approx(0.5, abs=0.12)
-    assert fidelity.two_sample_auc(blurred(first), second, seed=0).value > 0.98
+    for told_apart in (classifiers.two_sample_auc, classifiers.network_auc):
+        same = told_apart(first, second, seed=0)
+        assert same.low < 0.5 < same.high and same.value == pytest.approx(0.5, abs=0.12)
+        assert told_apart(blurred(first), second, seed=0).value > 0.98
 
 
 def test_classifier_without_background_does_not_see_a_faint_one(halves):
     first, second = halves
     haze = first._replace(grey=np.maximum(first.grey, 3))
-    assert fidelity.two_sample_auc(haze, second, seed=0).value > 0.98
-    assert fidelity.two_sample_auc(haze, second, seed=0, floor=fidelity.BACKGROUND).value == pytest.approx(
-        0.5, abs=0.12
-    )
+    assert classifiers.two_sample_auc(haze, second, seed=0).value > 0.98
+    without = classifiers.two_sample_auc(haze, second, seed=0, floor=classifiers.BACKGROUND)
+    assert without.value == pytest.approx(0.5, abs=0.12)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -217,11 +217,13 @@ def test_one_person_says_nothing_of_others():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Fewer pairs, directions and trees, for the tests of the script, which ask what is measured and not how well."""
+    """Fewer pairs, directions, trees and filters, for the tests of the script, which ask what is measured and not how well."""
     monkeypatch.setattr(fidelity, "PAIRS", 100)
     monkeypatch.setattr(fidelity, "DIRECTIONS", 64)
-    classifier = functools.partial(fidelity.HistGradientBoostingClassifier, max_iter=5)
-    monkeypatch.setattr(fidelity, "HistGradientBoostingClassifier", classifier)
+    classifier = functools.partial(classifiers.HistGradientBoostingClassifier, max_iter=5)
+    monkeypatch.setattr(classifiers, "HistGradientBoostingClassifier", classifier)
+    monkeypatch.setattr(classifiers, "EPOCHS", 1)
+    monkeypatch.setattr(classifiers, "FILTERS", (2, 2))
 
 
 def evaluation(program, *arguments):

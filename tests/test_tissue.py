@@ -2,41 +2,13 @@
 
 import numpy as np
 import pytest
-from conftest import SLICES, brains, tissue
+from conftest import SEGMENTER, SLICES, brains, tissue
 from outcomes import assert_picture, assert_same_set, config_of
 from PIL import Image
 
 import dataset
 from brains import export, loop, names, stream, weights
 from brains.tissue import dice, recoloured, tissue_loss
-
-FLAGS = ("--preset", "tissue", "--segmenter-batch-size", 8, "--deterministic", "--no-show", "--segmenter-epochs")
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """The top folder of a set whose tissues differ in brightness alone."""
-    top = tmp_path_factory.mktemp("labelled") / "keras_png_slices_data"
-    for split, cases in (("train", range(1, 7)), ("test", (441, 442))):
-        folders = [top / names.split_folder(name) for name in (split, f"seg_{split}")]
-        for folder in folders:
-            folder.mkdir(parents=True)
-        for case in cases:
-            for k in range(SLICES):
-                mask, rng = tissue(case, k), np.random.default_rng((case, k))
-                mask[90:160, 80:180] = 85  # wide, because masks are thinned and slices averaged
-                grey = np.uint8([0, 60, 120, 180])[mask // 85] + rng.integers(0, 9, mask.shape, np.uint8)
-                name = f"case_{case:03}_slice_{k}.nii.png"
-                Image.fromarray(grey).save(folders[0] / name)
-                Image.fromarray(mask).save(folders[1] / names.mask_of(name))
-    return top
-
-
-@pytest.fixture(scope="module")
-def segmenter(labelled, program):
-    """The folder of a segmenter that learned these tissues, in the place of the shipped one."""
-    program.run("train.py", "--data", labelled, *FLAGS, 16)
-    return program.folder / "trained_models" / "tissue"
 
 
 def test_segmenter_learns_the_tissues_of_a_phantom(labelled, segmenter, program):
@@ -85,7 +57,7 @@ def test_loss_falls_to_zero_as_the_logits_get_right(labelled):
 
 @pytest.mark.long
 def test_interrupted_training_ends_the_same(labelled, program, tmp_path):
-    call = ("train.py", "--data", labelled, *FLAGS, 2, "--models")
+    call = ("train.py", "--data", labelled, *SEGMENTER, 2, "--models")
     program.run(*call, tmp_path / "whole")
     finish = loop.Training.finish_epoch
 
