@@ -22,7 +22,7 @@ AUC_RESAMPLES = 500  # fewer than for other intervals, because each one sorts al
 
 
 def energies(images):
-    """Return the mean absolute value of each scale of images (N, H, W) in each cell of a grid: (N, scales x CELLS^2)."""
+    """Return the mean absolute value of each scale of images (N, H, W) in the cells of a grid: (N, scales CELLS^2)."""
     energies_by_scale = []
     for scale in laplacian_pyramid(images):
         cells = np.abs(scale).reshape(len(scale), CELLS, scale.shape[1] // CELLS, CELLS, -1)

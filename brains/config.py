@@ -136,7 +136,7 @@ class Faithful:
     prior_network: PixelCNNConfig = PixelCNNConfig()
     vqvae: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=1e-3)
     pixelcnn: Schedule = Schedule(epochs=30, batch_size=128, learning_rate=3e-4)
-    codebook_init: str = "uniform"  # the tutorials' way, or "kmeans": the centres of latents after the warm-up
+    codebook_init: str = "kmeans"  # the centres of latents after the warm-up, or "uniform": the tutorials' way
     warm_up_epochs: int = 1  # of the VQ-VAE without quantization, before k-means
     codebook_learning_rate: float = 5e-3  # after k-means
     temperature: float = 1.0  # of sampling

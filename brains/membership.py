@@ -61,8 +61,8 @@ def matched_auc(scores, groups, inside, ages):
     """Return the Figure of the AUC with which the mean score of a person tells those `inside` from others.
 
     It is the share of pairs of one inside and one outside, at most APART years from each other, where the first has the
-    higher score; a tie counts half. `scores` and `groups` are those of slices (N,), `inside` a set of groups, and `ages`
-    years by group; without ages all pairs count. Returns None if there is no pair.
+    higher score; a tie counts half. `scores` and `groups` are those of slices (N,), `inside` is a set of groups, and
+    `ages` are years by group; without ages all pairs count. Returns None if there is no pair.
     """
     people = {True: [], False: []}
     for group in dict.fromkeys(groups):

@@ -2,7 +2,7 @@
 
 import numpy as np
 from builders import make_vqvae
-from conftest import brains
+from conftest import TRAINING, brains
 from outcomes import config_of
 from plain import VARIANCE, plain_vqvae, plain_vqvae_step
 from steps import compiled
@@ -28,9 +28,13 @@ def test_centres_lie_among_the_latents():
     assert len(np.unique(make_vqvae().encode(images))) < 40  # from a codebook that starts at random
 
 
-def test_uniform_start_has_no_warm_up(trained, program):
-    content = config_of(trained)
-    assert content["recipe"]["codebook_init"] == "uniform" and content["vqvae"]["history"][0]["codes_in_use"] > 0
+def test_uniform_start_has_no_warm_up(trained, program, miniature, tmp_path):
+    first = config_of(trained)["vqvae"]["history"][0]
+    assert config_of(trained)["recipe"]["codebook_init"] == "kmeans" and first["codes_in_use"] == 0
+    arguments = ("train.py", "--data", miniature, *TRAINING, "--models", tmp_path / "models")
+    program.run(*arguments, "--codebook-init", "uniform")
+    first = config_of(tmp_path / "models")["vqvae"]["history"][0]
+    assert config_of(tmp_path / "models")["recipe"]["codebook_init"] == "uniform" and first["codes_in_use"] > 0
     program.fails("train.py", "--preset", "sharp", "--codebook-init", "uniform", status=2)
 
 

@@ -129,7 +129,7 @@ def test_two_devices_train_what_one_does(alone, program, miniature):
 
 
 def test_codebook_starts_alike_on_one_device_on_two_and_with_two_workers(program, miniature):
-    flags = ("--vqvae-epochs", 2, "--pixelcnn-epochs", 1, "--codebook-init", "kmeans", "--precision", "float32")
+    flags = ("--vqvae-epochs", 2, "--pixelcnn-epochs", 1, "--precision", "float32")
 
     def called(name, code=""):
         models = program.folder / name

@@ -217,7 +217,7 @@ def test_one_person_says_nothing_of_others():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Fewer pairs, directions, trees and filters, for the tests of the script, which ask what is measured and not how well."""
+    """Fewer pairs, directions, trees and filters: the tests of the script ask what is measured, and not how well."""
     monkeypatch.setattr(fidelity, "PAIRS", 100)
     monkeypatch.setattr(fidelity, "DIRECTIONS", 64)
     classifier = functools.partial(classifiers.HistGradientBoostingClassifier, max_iter=5)
@@ -241,6 +241,9 @@ def test_models_are_measured_beside_real_slices(trained, program, few, miniature
     assert results["prior"]["faithful"].keys() == {"training", "validation", "test", "generated"}
     finest = {name: figures["sliced Wasserstein, 128 px"]["value"] for name, figures in results["figures"].items()}
     assert min(finest["generated"], finest["reconstructed"]) > 3 * finest["held out"]  # after three epochs
+    assert all(0 <= figures["network AUC"]["value"] <= 1 for figures in results["figures"].values())
+    attacks = {row for row in results["figures"]["generated"] if row.startswith("membership")}
+    assert attacks == {"membership, nearest sample", "membership, control", "membership, likelihood"}
     for name in ("nearest.png", "nearest_distances.png"):
         with Image.open(program.folder / "evaluated" / name) as image:
             assert np.asarray(image.convert("L")).std() > 5

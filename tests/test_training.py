@@ -77,7 +77,7 @@ def test_interrupted_training_ends_as_one_never_interrupted(trained, program, mi
 
 
 def test_training_interrupted_in_its_warm_up_ends_as_one_never_interrupted(program, miniature, tmp_path):
-    arguments = ("train.py", "--data", miniature, *TRAINING, "--codebook-init", "kmeans", "--models")
+    arguments = ("train.py", "--data", miniature, *TRAINING, "--models")
     program.run(*arguments, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, "VQ-VAE", 1)
@@ -97,16 +97,7 @@ def test_kept_weights_are_the_mean_over_the_steps_of_the_last_epoch(program, min
         average(training, number)
         seen.append(training.weights())
 
-    arguments = (
-        "train.py",
-        "--data",
-        miniature,
-        *TRAINING,
-        "--codebook-init",
-        "kmeans",
-        "--models",
-        tmp_path / "models",
-    )
+    arguments = ("train.py", "--data", miniature, *TRAINING, "--models", tmp_path / "models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Training, "average", record)
         program.run(*arguments)
@@ -126,7 +117,7 @@ def test_codebook_from_kmeans_learns_faster_than_the_network(program, miniature,
         return centres
 
     sizes = ("--vqvae-epochs", 2, "--vqvae-batch-size", 3 * SLICES)  # two steps from the centres, which are averaged
-    arguments = ("train.py", "--data", miniature, *TRAINING, *sizes, "--codebook-init", "kmeans")
+    arguments = ("train.py", "--data", miniature, *TRAINING, *sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "cluster_latents", record)
         program.run(*arguments, "--models", tmp_path / "models")
