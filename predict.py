@@ -12,6 +12,7 @@ labelled set in the layout of the course's own, to train on.
 
 import argparse
 import functools
+import itertools
 import secrets
 from pathlib import Path
 
@@ -132,13 +133,13 @@ def generate(args):
         images = vqvae.decode(codes[first : first + plots.SHOWN])
         return images, segmenter.label(images) if segmenter else None
 
-    firsts = range(0, args.num, plots.SHOWN)
+    images, labels = shown = decoded(0)
+    portions = itertools.chain([shown], map(decoded, progress(range(plots.SHOWN, args.num, plots.SHOWN))))
     if args.export:
-        export.write_set(args.export, map(decoded, progress(firsts)), prior.levels)
+        export.write_set(args.export, portions, prior.levels)
         print(f"{args.export}: {args.num:,} slices of {args.num // prior.levels:,} cases, and their masks")
     else:
-        save_generated(args.out, args.num, map(decoded, progress(firsts)))
-    images, labels = decoded(0)
+        save_generated(args.out, args.num, portions)
     panels = {"codes": plots.code_pictures(codes, vqvae.config.num_embeddings), "decoded": plots.grey_pictures(images)}
     if segmenter:
         panels["tissue"] = plots.tissue_pictures(images, labels)

@@ -5,7 +5,7 @@
 
 A tenth of the cases, the same for all seeds, is held out from the VQ-VAE too, and measured at the end. Each training
 adds a line to ablation.jsonl in the output folder. A call with the same flags continues where an earlier one was
-interrupted, prints the means and standard deviations over the seeds, and with --plot FILE draws the seeds.
+interrupted. It prints every training of that file, with means and standard deviations, and with --plot FILE draws them.
 """
 
 import argparse
@@ -79,16 +79,21 @@ def measure(way, seed, args):
 
 
 def report(rows):
-    """Print mean and standard deviation over the seeds of each figure, by precision and way."""
+    """Print the figures of each training, and their mean and standard deviation by way and number of epochs."""
     groups = {}
-    for row in rows:
-        groups.setdefault(f"{row['way']}, {row['precision']}, {row['epochs']} epochs", []).append(row)
-    print(f"{'mean (standard deviation)':44}" + "".join(f"{label:>16}" for label in FIGURES))
+    for row in sorted(rows, key=lambda row: (row["way"], row["epochs"], row["seed"])):
+        groups.setdefault(f"{row['way']}, {row['epochs']} epochs", []).append(row)
+    print(f"{'':44}" + "".join(f"{label:>18}" for label in FIGURES))
     for name, group in groups.items():
         columns = [np.array([row[key] for row in group]) for key in FIGURES.values()]
-        deviations = [f" ({column.std(ddof=1):.2g})" if len(group) > 1 else "" for column in columns]
-        cells = [f"{column.mean():.3g}{deviation}" for column, deviation in zip(columns, deviations)]
-        print(f"{name}, {len(group)} seeds".ljust(44) + "".join(f"{cell:>16}" for cell in cells))
+        for row, values in zip(group, zip(*columns)):
+            cells = [f"{value:.4g}" for value in values]
+            print(
+                f"{name}, seed {row['seed']}, {row['precision']}".ljust(44) + "".join(f"{cell:>18}" for cell in cells)
+            )
+        if len(group) > 1:
+            cells = [f"{column.mean():.4g} ({column.std(ddof=1):.2g})" for column in columns]
+            print("mean (standard deviation)".ljust(44) + "".join(f"{cell:>18}" for cell in cells))
 
 
 def draw(rows):
@@ -131,10 +136,9 @@ def main():
         figures = measure(way, seed, args)
         with open(path, "a") as file:
             file.write(json.dumps(figures) + "\n")
-    rows = [row for key, row in read(path).items() if key in wanted]
-    report(rows)
+    report(read(path).values())
     if args.plot:
-        draw(rows).savefig(args.plot, dpi=100)
+        draw(read(path).values()).savefig(args.plot, dpi=100)
 
 
 def read(path):

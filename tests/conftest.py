@@ -290,6 +290,20 @@ def vqvae():
     return model
 
 
+def stop_at(patch, name, epoch):
+    """Let a training be interrupted after so many epochs of the stage that has this name."""
+    from brains import loop
+
+    finish = loop.Training.finish_epoch
+
+    def finish_and_stop(training, figures):
+        finish(training, figures)
+        if training.name == name and len(training.history) == epoch:
+            raise KeyboardInterrupt
+
+    patch.setattr(loop.Training, "finish_epoch", finish_and_stop)
+
+
 TRAINING = (
     *("--vqvae-epochs", 3),
     *("--pixelcnn-epochs", 3),

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import SEGMENTER, SLICES, brains, tissue
+from conftest import SEGMENTER, SLICES, brains, stop_at, tissue
 from outcomes import assert_picture, assert_same_set, config_of
 from PIL import Image
 
 import dataset
-from brains import export, loop, names, stream, weights
+from brains import export, names, stream, weights
 from brains.tissue import dice, recoloured, tissue_loss
 
 
@@ -59,14 +59,8 @@ def test_loss_falls_to_zero_as_the_logits_get_right(labelled):
 def test_interrupted_training_ends_the_same(labelled, program, tmp_path):
     call = ("train.py", "--data", labelled, *SEGMENTER, 2, "--models")
     program.run(*call, tmp_path / "whole")
-    finish = loop.Training.finish_epoch
-
-    def stop(training, figures):
-        finish(training, figures)
-        raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Training, "finish_epoch", stop)
+        stop_at(patch, "segmenter", 1)
         program.run(*call, tmp_path / "models", status=130)
     _, err = program.run(*call, tmp_path / "models", "--resume")
     assert "segmenter: continuing after epoch 1" in err

@@ -8,7 +8,7 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from conftest import SLICES, STAGES, TRAINING
+from conftest import SLICES, STAGES, TRAINING, stop_at
 from outcomes import arrays_of, assert_picture, assert_same_set, config_of
 from PIL import Image
 
@@ -49,18 +49,6 @@ def test_kept_weights_are_those_of_the_best_epoch(trained, miniature):
     loss = np.mean(modules.cross_entropy(codes, pixelcnn(codes)))
     best = content["pixelcnn"]["history"][content["pixelcnn"]["best_epoch"] - 1]
     assert loss == pytest.approx(best["validation_loss"], rel=1e-4)
-
-
-def stop_at(patch, name, epoch):
-    """Let a training be interrupted after so many epochs of the stage that has this name."""
-    finish = loop.Training.finish_epoch
-
-    def finish_and_stop(training, figures):
-        finish(training, figures)
-        if training.name == name and len(training.history) == epoch:
-            raise KeyboardInterrupt
-
-    patch.setattr(loop.Training, "finish_epoch", finish_and_stop)
 
 
 @pytest.mark.parametrize("stage", ["VQ-VAE", "PixelCNN"])
