@@ -21,16 +21,7 @@ from brains import cli, config
 SAMPLES = 544  # slices to generate: the size of the test split
 UTILITY = 2176  # the same with --utility: the slices of 68 people
 BOTH = "both"  # presets
-OF_MODELS = (
-    "candidates",
-    "samples",
-    "temperature",
-    "tune",
-    "utility",
-    "models",
-    "data",
-    "url",
-)  # flags that folders do not take
+OF_MODELS = "candidates samples temperature tune utility models data url".split()  # flags that folders do not take
 
 
 def parse_arguments(arguments=None):
@@ -86,10 +77,10 @@ def find_segmenter():
     return None, None
 
 
-def measure(judge, sets, reconstructed, repeated, membership, seed):
+def measure(judge, sets, reconstructed, repeats, membership, seed):
     """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}.
 
-    `reconstructed` names the columns of reconstructed held-out slices. `repeated` are functions by column that give the
+    `reconstructed` names the columns of reconstructed held-out slices. `repeats` are functions by column that give the
     Figures of repeated grids from the nearest real slices, and `membership` are Figures by column.
     """
     found = {}
@@ -106,8 +97,8 @@ def measure(judge, sets, reconstructed, repeated, membership, seed):
     for name, slices in progress(sets.items(), desc="looking for copies"):
         remembered, found[name] = judge.memory(slices)
         figures[name] |= judge.misreading(slices) | remembered | judge.tissue(slices, name in reconstructed)
-        if name in repeated:
-            figures[name] |= repeated[name](found[name])
+        if name in repeats:
+            figures[name] |= repeats[name](found[name])
         figures[name] |= membership.get(name, {})
     return figures, found
 
@@ -138,24 +129,28 @@ def as_json(columns):
 def measure_utility(args):
     """Measure what generated slices are worth to train a segmenter on; writes utility.json and returns the figure."""
     asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
-    *_, (models,), _ = contenders.read_slices(args.models, args.data, args.url, **asked)
+    models = contenders.read_slices(args.models, args.data, args.url, **asked)[2][0]
     segmenter = weights.load_segmenter(config.MODELS / "tissue")
-    real, people, test = utility.read_labelled(models, args.data, args.url)
+    known = weights.load_config(config.MODELS / "tissue")["data"]["held_out_cases"]
+    if args.tune and set(models.content["data"]["held_out_cases"]) - set(known):
+        note("note: some of the people who are tested on are known to the segmenter that labels the generated slices")
+    real, people, test, digests = utility.read_labelled(models, args.data, args.url)
     temperature = args.temperature[0] if args.temperature else weights.load_temperature(models.folder)
-    about = asked | {"seed": args.seed, "temperature": temperature, "models": weights.digests(models.folder)}
-    about |= {"segmenter": weights.digests(config.MODELS / "tissue"), "slices": models.training.digest}
-    path, codes_path = args.out / utility.RESULTS, args.out / "utility_codes.npy"
-    begun, scores = path.exists() and codes_path.exists(), utility.Scores(path, about)
+    about = asked | {"candidates": models.critic[1], "seed": args.seed, "temperature": temperature, "data": digests}
+    about |= {"models": weights.digests(models.folder), "segmenter": weights.digests(config.MODELS / "tissue")}
+    scores = utility.Scores(args.out / "utility.json", about)
     vqvae, prior = weights.load_models(models.folder)
-    if not begun:
-        with cli.written(codes_path) as part:
-            np.save(part, contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))
-    images = vqvae.decode(np.load(codes_path))
+    codes = scores.codes(lambda: contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))
+    images = vqvae.decode(codes)
     generated = utility.Labelled(images, segmenter.label(images), np.full(len(images), ""))
     keras.config.set_dtype_policy(devices.choose_precision())
-    results = utility.summary(utility.measure(real, people, generated, test, scores))
+    found = utility.measure(real, people, generated, test, scores, args.seed)
+    results = utility.summary(found)
     print(table({column: {name: each[column] for name, each in results.items()} for column in utility.COLUMNS}))
-    print(path)
+    lowest, highest = ([function(each.mean(axis=(1, 2))) for each in found.values()] for function in (np.min, np.max))
+    for name, low, high in zip(found, lowest, highest):
+        print(f"{name}: mean Dice {low:.3f} to {high:.3f} in {utility.REPEATS} trainings")
+    print(scores.path)
     return plots.draw_utility(results)
 
 
@@ -175,15 +170,18 @@ def main(arguments=None):
     else:
         asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
         real, held_out, models, count = contenders.read_slices(args.models, args.data, args.url, **asked)
-        made = {each.folder.name: contenders.make(each, args.samples, args.temperature, args.seed) for each in models}
+        ages = contenders.ages_of(models[0])
+        options = (args.samples, args.temperature, args.seed, ages)
+        made = {each.folder.name: contenders.make(each, *options) for each in models}
         generated = columns_of(made, "generated")
         about = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
         about["temperature"] = {name: each.temperatures for name, each in made.items()}
+        about["matched by age"] = bool(ages)
         about["candidates"] = {name: each.candidates for name, each in made.items()}
     parts = {part: columns_of(made, part) for part in ("reconstructed", "repeats", "membership")}
     sets = {**generated, "held out": held_out, **parts["reconstructed"]}
     judge = Judge(real, held_out, count, args.seed, segmenter)
-    figures, found = measure(judge, sets, *parts.values(), args.seed)
+    figures, found = measure(judge, sets, seed=args.seed, **parts)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))

@@ -4,6 +4,7 @@ Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
 """
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
@@ -46,16 +47,18 @@ def two_sample_auc(slices, real, seed, floor=0.0):
 
 
 def network_auc(slices, real, seed):
-    """Return what `two_sample_auc` does, of a small convolutional network that sees the pixels."""
+    """Return what `two_sample_auc` does, of a small convolutional network that sees pixels, and no background."""
     truth, groups = _labelled(slices, real)
     images = np.concatenate([as_images(slices), as_images(real)])
+    images[images < BACKGROUND - 0.5] = -0.5
     scores = np.empty(len(truth))
     for fitted, judged in _folds(slices, real, NETWORK_FOLDS, seed).split(images, truth, groups):
         keras.utils.set_random_seed(seed)
         network = build_network()
         both = np.concatenate([images[fitted], images[fitted][:, ::-1]])  # mirror images too
         network.fit(both, np.tile(truth[fitted], 2), batch_size=32, epochs=EPOCHS, verbose=0)
-        scores[judged] = network.predict(images[judged], batch_size=64, verbose=0)[:, 0]
+        # networks of other folds have other scales, so that only ranks compare
+        scores[judged] = rankdata(network.predict(images[judged], batch_size=64, verbose=0)[:, 0]) / len(judged)
     return _auc(truth, scores, groups)
 
 

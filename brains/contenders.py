@@ -46,8 +46,7 @@ def read_folders(real_folder, fake_folder, seed):
 
 # A set of models, its config.json, what `weights.load_critic` gives of it, and the slices that it is measured with:
 # `test` is None where held-out training slices stand in for it; `unseen` (N,) bool are the training slices not seen.
-# `ages` are those of people by case, as far as they are known.
-Models = namedtuple("Models", "folder content critic training test unseen ages")
+Models = namedtuple("Models", "folder content critic training test unseen")
 
 # What a set of models makes at `temperatures`, each slice chosen from so many `candidates`, by column of the table: the
 # SliceSets `generated` and `reconstructed`, and functions that give the Figures of `repeats` from what `judge.nearest`
@@ -71,10 +70,10 @@ def read_slices(folders, data, url, *, tune, samples, candidates):
     test = None if tune else dataset.load_split("test", data, url)
     training = dataset.load_split("train", data, url)
     real = slice_set(training.images, training.names, owners(training.names)[1])
-    models, ages = [], people.load_ages() if dataset.is_genuine("train", training.digest) else {}
+    models = []
     for folder, content in contents.items():
         found = find_unseen(folder, content, training.digest, real.groups, tune)
-        models.append(Models(folder, content, critics[folder], training, test, found, ages))
+        models.append(Models(folder, content, critics[folder], training, test, found))
     unseen = models[0].unseen
     if tune and any(np.any(each.unseen != unseen) for each in models):
         raise UserError("--tune: the models were trained with different cases held out; measure one, with --models")
@@ -98,8 +97,21 @@ def find_unseen(folder, content, digest, cases, tune):
     return np.isin(cases, content["data"]["held_out_cases"])
 
 
-def make(models, samples, temperatures, seed):
-    """Return what Models make of the held-out slices, and so many samples by temperature: a Made."""
+def ages_of(models):
+    """Return the age of each person {case: years} among the slices of Models; {} where people are not the study's.
+
+    Returns None, with a note, if the study's table of people cannot be had.
+    """
+    splits = {"train": models.training} | ({"test": models.test} if models.test else {})
+    genuine = all(dataset.is_genuine(split, slices.digest) for split, slices in splits.items())
+    return people.load_ages() if genuine else {}
+
+
+def make(models, samples, temperatures, seed, ages):
+    """Return what Models make of the held-out slices, and so many samples by temperature: a Made.
+
+    With `ages` of people {case: years}, their membership is judged among people of like age; with None it is not.
+    """
     vqvae, prior = weights.load_models(models.folder)
     training, test, unseen = models.training, models.test, models.unseen
     codes_of_training = Codes(vqvae.encode(training.images), *owners(training.names))
@@ -127,7 +139,7 @@ def make(models, samples, temperatures, seed):
     reconstructed = {"reconstructed": slice_set(decoded, names_held_out, held_out_codes.levels)}
     repeats_of = {"reconstructed": functools.partial(repeated, held_out_codes)}
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
-    known = people_known(models, prior, codes_of_training, held_out_codes)
+    known = None if ages is None else people_known(models, prior, codes_of_training, held_out_codes)
     generated, membership = {}, {}
     temperatures = list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
     for temperature in temperatures:
@@ -136,7 +148,7 @@ def make(models, samples, temperatures, seed):
         sets[column] = Codes(grids, np.array(names), levels)
         generated[column] = slice_set(vqvae.decode(grids), names, levels if prior.levels else None)
         repeats_of[column] = functools.partial(repeated, sets[column])
-        membership[column] = attack(known, generated[column], models.ages, seed)
+        membership[column] = attack(known, generated[column], ages, seed)
     costs = judge_prior(prior, sets, len(names_held_out))
     return Made(temperatures, models.critic[1], generated, reconstructed, repeats_of, membership, costs)
 

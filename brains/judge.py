@@ -65,7 +65,7 @@ class Judge:
         }
 
     def pixels(self, slices, real):
-        """Return how well a network tells slices from real ones, {row: Figure}; they are those of `likeness`."""
+        """Return how well a network tells slices from real ones, {row: Figure}; of the same draw as in `likeness`."""
         equal = real.take(self.draw(real, salt=1))
         return {"network AUC": classifiers.network_auc(slices.take(self.draw(slices)), equal, self.seed)}
 

@@ -18,10 +18,10 @@ class Training:
     """A model in training: everything that a checkpoint holds.
 
     `settings` is what a resumed training must have in common with the interrupted one. `history` holds a dict of
-    figures for each finished epoch. `kept` holds the weights to end with, if these are not the last ones: those of the
-    epoch where a figure `monitor` was lowest, or, if `averaged` is set, the mean over the steps of the last epoch
-    (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the checkpoint keeps. `schedule` and
-    `seed` are what `fit` goes by.
+    figures for each finished epoch. Without a `path` nothing is written. `kept` holds the weights to end with, if these
+    are not the last ones: those of the epoch where a figure `monitor` was lowest, or, if `averaged` is set, the mean
+    over the steps of the last epoch (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the
+    checkpoint keeps. `schedule` and `seed` are what `fit` goes by.
     """
 
     def __init__(self, name, model, optimizer, path, settings, *, monitor=None, others=(), schedule=None, seed=None):
@@ -45,7 +45,7 @@ class Training:
         self.history.append(figures)
         if self.monitor and self.best_epoch == len(self.history):
             self.kept = self.weights()
-        if devices.writes():
+        if self.path and devices.writes():
             state = json.dumps({"settings": self.settings, "history": self.history})
             arrays = {key: np.asarray(variable) for key, variable in self._variables().items()}
             arrays |= {f"kept/{key}": array for key, array in self.kept.items()}

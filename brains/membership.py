@@ -19,16 +19,18 @@ def people_known(models, prior, codes_of_training, codes_of_test):
     """Return some slices of each person whom all parts of Models know, or none, their bits, and who is known.
 
     These are a SliceSet, what the prior needs for the Codes of each slice (N,), and a set of cases. Returns None if the
-    models were trained on other slices than these.
+    models were trained on other slices than these, or if they know all people here in part.
     """
     training, test, about = models.training, models.test, models.content["data"]
-    if training.digest != about["digest"]:
-        return None
     parts = [(training, codes_of_training, np.flatnonzero(~models.unseen))]
-    if not test or "vqvae" in about.get("held_out_from", []):
+    if "vqvae" in about.get("held_out_from", []):
         parts.append((training, codes_of_training, np.flatnonzero(models.unseen)))
     if test:
-        parts.append((test, codes_of_test, np.arange(len(test.names))))
+        others = ~np.isin(codes_of_test.groups, codes_of_training.groups)
+        parts.append((test, codes_of_test, np.flatnonzero(others)))
+    parts = [part for part in parts if len(part[-1])]
+    if training.digest != about["digest"] or len(parts) < 2:
+        return None
     slices, costs = [], []
     for split, codes, where in parts:
         chosen = where[some_of_each(codes.groups[where])]

@@ -17,7 +17,7 @@ TIMEOUT = 20  # seconds to connect, and without a byte
 
 
 def load_ages():
-    """Return the age of each case in years, {"case_001": 74.0, ...}, or {} and a note if the table cannot be had.
+    """Return the age of each case in years, {"case_001": 74.0, ...}, or None and a note if the table cannot be had.
 
     It is fetched once. Raises UserError if the file that is there is not the genuine table.
     """
@@ -25,8 +25,8 @@ def load_ages():
     try:
         content = path.read_bytes() if path.exists() else _fetch(path)
     except UserError as error:
-        note(f"note: without the study's table of people, so people are not matched by age ({error})")
-        return {}
+        note(f"note: without membership, for which people are matched by age: {error}")
+        return None
     if hashlib.sha256(content).hexdigest() != DIGEST:
         raise UserError(f"{short(path)}: not the study's table of people; delete it to fetch that")
     rows = csv.DictReader(content.decode().splitlines())
@@ -47,4 +47,4 @@ def _fetch(path):
             with cli.written(path) as part:
                 part.write_bytes(content)
             return content
-    raise UserError(f"no address gives it; {short(path)} is where it is looked for")
+    raise UserError(f"no address gives the study's table of people; {short(path)} may hold it")

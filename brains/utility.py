@@ -5,6 +5,7 @@ Ravuri and Vinyals 2019, arXiv 1905.10887    (train on generated images, test on
 
 import functools
 import json
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,8 @@ NETWORK = UNetConfig(filters=(8, 16, 32, 64))  # half as wide as the shipped seg
 STEPS = 400  # of every training, however many slices it learns from
 SCHEDULE = Schedule(epochs=1, batch_size=32, learning_rate=2e-3)
 FEW = (10, 30)  # people whom somebody may have
-SEEDS = 3
+REPEATS = 3  # trainings of a kind, of other people and weights
 COLUMNS = ("CSF", "grey matter", "white matter", "mean", "ratio")
-RESULTS = "utility.json"
 
 
 class Labelled(NamedTuple):
@@ -44,91 +44,104 @@ class Labelled(NamedTuple):
 def read_labelled(models, data, url):
     """Return the Labelled training slices, the people whom Models learned from, and the Labelled held-out slices.
 
-    Raises UserError if masks are missing or broken.
+    Also returns the digests of all slices and masks. Raises UserError if masks are missing or broken.
     """
-    training, groups = models.training, owners(models.training.names)[0]
-    real = Labelled(training.images, dataset.load_masks("train", data, url), groups)
-    if models.test:
-        test = Labelled(models.test.images, dataset.load_masks("test", data, url), owners(models.test.names)[0])
-    else:
-        test = real.of(groups[models.unseen])
-    return real, list(dict.fromkeys(groups[~models.unseen])), test
+    splits = {"train": models.training} | ({"test": models.test} if models.test else {})
+    labelled, digests = {}, {}
+    for split, slices in splits.items():
+        masks, digest = dataset.read_masks(split, data, url)
+        labelled[split] = Labelled(slices.images, masks, owners(slices.names)[0])
+        digests |= {split: slices.digest, f"masks of {split}": digest}
+    real = labelled["train"]
+    test = labelled.get("test") or real.of(real.groups[models.unseen])
+    return real, list(dict.fromkeys(real.groups[~models.unseen])), test, digests
 
 
 class Scores:
-    """Dice of finished trainings {key: scores}, kept in a file, from which an interrupted call goes on.
+    """Dice of finished trainings, in a file, from which an interrupted call goes on: `done` {key: scores}.
 
-    Raises UserError if the file is broken, or its scores are not `about` the same models, slices and flags.
+    Raises UserError if the file is broken, or not `about` the same models, slices and settings.
     """
 
     def __init__(self, path, about):
-        self.path, self.about, self.done = path, about, {}
-        if not path.exists():
-            return self._write()
-        try:
-            content = json.loads(path.read_text())
-            known, self.done = content["about"], content["scores"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: broken; delete it to start afresh") from error
-        if known != about:
-            raise UserError(f"{path}: of other models, slices or flags; name another --out, or delete it")
+        settings = {"filters": NETWORK.filters, "steps": STEPS, "few": FEW, "repeats": REPEATS}
+        self.path, self.about, self.done = path, json.loads(json.dumps(about | settings)), {}
+        if path.exists():
+            try:
+                content = json.loads(path.read_text())
+                known, self.done = content["about"], content["scores"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: broken; delete it to start afresh") from error
+            if known != self.about:
+                raise UserError(f"{path}: of other models, slices or flags; name another --out, or delete it")
 
     def add(self, key, scores):
-        self.done[key] = scores
-        self._write()
-
-    def _write(self):
+        """Keep scores (P, 3) in the file."""
+        self.done[key] = scores.tolist()
         with cli.written(self.path) as part:
             part.write_text(json.dumps({"about": self.about, "scores": self.done}, indent=1) + "\n")
 
+    def codes(self, draw):
+        """Return the codes that `draw` gives, from a file beside if they were drawn before for the same."""
+        path, about = self.path.with_name(f"{self.path.stem}_codes.npz"), json.dumps(self.about)
+        try:
+            with np.load(path) as kept:
+                if str(kept["about"]) == about:
+                    return kept["codes"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            pass  # none, or broken
+        codes = draw()
+        with cli.written(path) as part, open(part, "wb") as file:
+            np.savez_compressed(file, about=about, codes=codes)
+        return codes
 
-def measure(real, people, generated, test, scores):
+
+def measure(real, people, generated, test, scores, seed):
     """Train segmenters on Labelled slices, and return how well each tells the tissue of the `test` slices.
 
-    Returns {name: (SEEDS, P, 3)}, Dice by person of `test` and tissue: of as many real slices as there are generated
+    Returns {name: (REPEATS, P, 3)}, Dice by person of `test` and tissue: of as many real slices as there are generated
     ones, of generated ones, of both, and of the slices of FEW people, alone and with the generated ones, which are then
-    labelled by the segmenter of these few alone. Each seed draws other people, of `people`, from the real ones. What
+    labelled by the segmenter of these few alone. Each repeat draws other people, of `people`, from the real ones. What
     `scores` has is not done again.
     """
     slices_of_one = len(real.images) / len(set(real.groups))
     most = min(len(people), max(1, round(len(generated.images) / slices_of_one)))
-    few, done = [number for number in FEW if number < most], scores.done
-    total = SEEDS * (3 + 2 * len(few))
+    few, done = [number for number in FEW if number < len(people) and number != most], scores.done
+    names = [f"{most} people", "generated", f"{most} people and generated"]
+    names += [name for number in few for name in (f"{number} people", f"{number} people and generated")]
 
-    def scored(name, seed, *parts):
-        key = f"{name}, seed {seed}"
-        print(f"segmenter {len(done) + (key not in done)} of {total}: {key}", flush=True)
-        unet = fit(parts, seed, scores.path.with_suffix(".npz"))
-        scores.add(key, dice(unet.label(test.images), test.masks, test.groups).tolist())
+    def score(name, repeat, *parts):
+        key = f"{name}, {repeat}"
+        print(f"segmenter {len(done) + (key not in done)} of {REPEATS * len(names)}: {key}", flush=True)
+        unet = fit(parts, REPEATS * seed + repeat)
+        scores.add(key, dice(unet.label(test.images), test.masks, test.groups))
         return unet
 
-    for seed in range(SEEDS):
-        order = np.random.default_rng((seed, 3)).permutation(people)
+    for repeat in range(REPEATS):
+        order = np.random.default_rng((seed, repeat, 3)).permutation(people)
         most_real = real.of(order[:most])
-        sets = {f"{most} people": [most_real], "generated": [generated]}
-        sets[f"{most} people and generated"] = [most_real, generated]
-        for name, parts in sets.items():
-            if f"{name}, seed {seed}" not in done:
-                scored(name, seed, *parts)
+        for name, parts in zip(names, ([most_real], [generated], [most_real, generated])):
+            if f"{name}, {repeat}" not in done:
+                score(name, repeat, *parts)
         for number in few:
             own, name = real.of(order[:number]), f"{number} people"
-            if f"{name} and generated, seed {seed}" not in done:
-                labels = scored(name, seed, own).label(generated.images)
-                scored(f"{name} and generated", seed, own, generated._replace(masks=labels))
-    names = dict.fromkeys(key.split(", seed")[0] for key in done)
-    return {name: np.array([done[f"{name}, seed {seed}"] for seed in range(SEEDS)]) for name in names}
+            if f"{name} and generated, {repeat}" not in done:
+                labels = score(name, repeat, own).label(generated.images)
+                score(f"{name} and generated", repeat, own, generated._replace(masks=labels))
+    return {name: np.array([done[f"{name}, {repeat}"] for repeat in range(REPEATS)]) for name in names}
 
 
-def fit(parts, seed, path):
-    """Train a UNet from scratch on Labelled parts, for STEPS steps, and return it. `path` is taken for a checkpoint."""
+def fit(parts, seed):
+    """Train a UNet from scratch on Labelled parts, for STEPS steps, and return it."""
     images, masks = (np.concatenate([part[i] for part in parts]) for i in range(2))
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(seed % 2**32)
     unet, count = UNet(NETWORK), STEPS * SCHEDULE.batch_size
     adam = loop.adam_along_cosine(SCHEDULE, count)
-    training = loop.Training("U-Net", unet, adam, path, {}, schedule=SCHEDULE, seed=seed)
+    training = loop.Training("U-Net", unet, adam, None, {}, schedule=SCHEDULE, seed=seed)
+    order = np.random.default_rng(seed).permutation(len(images))
 
     def read(chosen, draws):
-        chosen = chosen % len(images)  # every set is gone through until the steps are done
+        chosen = order[chosen % len(order)]  # every set is gone through until the steps are done
         slices = recoloured(stream.flip_half(images[chosen], draws), draws)
         return slices, stream.flip_half(masks[chosen][..., None], draws)[..., 0]
 
@@ -137,14 +150,13 @@ def fit(parts, seed, path):
 
     gradients = loop.gradients_of(training, functools.partial(tissue_loss, unet))
     loop.fit(training, gradients, read, count, losses, lambda figures: f"loss {figures['loss']:.4f}")
-    path.unlink()
     return as_used(unet)
 
 
 def summary(scores):
     """Return the Figures of what `measure` gives, {name: {column: Figure}}, with intervals over people.
 
-    They are Dice by tissue, their mean, and its ratio to that of the first name.
+    They are Dice by tissue, their mean, and its ratio to that of the first name, as means over the repeats.
     """
     reference, figures = next(iter(scores.values())).mean(axis=(0, 2)), {}
     for name, each in scores.items():

@@ -58,9 +58,9 @@ def load_config(folder):
 
 
 def digests(folder):
-    """Return the sha256 of the weights of each part of the set in `folder`, {part: sha256}."""
+    """Return the sha256 of the weights of each part of the set in `folder`; raises UserError as `load_config`."""
     content = load_config(folder)
-    return {part: content[part]["sha256"] for part in TRAINED_ON if part in content}
+    return {part: content[part].get("sha256") for part in TRAINED_ON if part in content}
 
 
 def load_vqvae(folder):
@@ -119,14 +119,14 @@ def describe(model):
 
 
 def copy_of(vqvae):
-    """Return another VQVAE with the same weights, built by the dtype policy in force."""
+    """Return another VQVAE or UNet with the same weights, built by the dtype policy in force."""
     copy = build(describe(vqvae))
     copy.set_weights(vqvae.get_weights())
     return copy
 
 
 def as_used(vqvae):
-    """Return a copy of a VQVAE in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
+    """Return a copy of a VQVAE or UNet in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     copy = copy_of(vqvae)
