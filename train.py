@@ -28,7 +28,7 @@ def parse_arguments(arguments=None):
     add = parser.add_argument
     meaning = "share of the cases that is held out to validate (default: %(default)s)"
     add("--validation-share", type=cli.share, default=0.1, metavar="N", help=meaning)
-    meaning = "draws initial weights, the order of slices and the held-out cases (default: %(default)s)"
+    meaning = "draws initial weights and the order of slices (default: %(default)s)"
     add("--seed", type=cli.seed, default=0, metavar="N", help=meaning)
     add("--resume", action="store_true", help="continue after the last finished epoch")
     meaning = (

@@ -119,7 +119,7 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
             slices = stream.open_split("train", scratch, data, url)
             masks, masks_digest = stream.open_masks("train", scratch, data, url) if labelled else (None, None)
             cases, levels = owners(slices.names)
-            held_out_cases = hold_out(cases, validation_share, seed)
+            held_out_cases = hold_out(cases, validation_share, 0)  # whatever the seed, so that trainings compare
             held_out = np.isin(cases, held_out_cases)
             first = checkpoints / f"{next(stage for stage in STAGES if hasattr(PRESETS[preset], stage))}.npz"
             check_resume(models, first, resume)

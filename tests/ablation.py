@@ -57,9 +57,9 @@ def measure(way, seed, args):
         preset = dataclasses.replace(preset, vqvae=dataclasses.replace(preset.vqvae, epochs=args.epochs))
     models = args.out / f"{way}_{seed}_{preset.vqvae.epochs}_{args.precision}"
     resume = Path(f"{models}.checkpoint", "vqvae.npz").exists()
-    options = {"validation_share": 0.1, "seed": 0, "resume": resume, "deterministic": False}
+    options = {"validation_share": 0.1, "seed": seed, "resume": resume, "deterministic": False}
     with jobs.start("faithful", models, args.out, args.data, precision=args.precision, **options) as job:
-        job = Averaging(**vars(job) | {"seed": seed})  # the held-out cases stay those of seed 0
+        job = Averaging(**vars(job))
         _, variance = stream.moments(job.images, job.seen)
         training = train.train_vqvae(job, preset, variance)
         last = training.history[-1]
