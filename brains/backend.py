@@ -17,6 +17,8 @@ finally:
     os.close(_stderr)
     os.close(_nothing)
 
+tf.get_logger().setLevel("ERROR")  # it warns of networks that are built one after another, each with its own graph
+
 # GPUs would round what float32 products take to 10 bits, too few for SSIM and for the nearest of two codes
 tf.config.experimental.enable_tensor_float_32_execution(False)
 

@@ -3,6 +3,8 @@
 Lopez-Paz and Oquab 2017, arXiv 1610.06545    (classifier two-sample test)
 """
 
+import functools
+
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -51,10 +53,11 @@ def network_auc(slices, real, seed):
     truth, groups = _labelled(slices, real)
     images = np.concatenate([as_images(slices), as_images(real)])
     images[images < BACKGROUND - 0.5] = -0.5
+    network, start = build_network(FILTERS, seed)
     scores = np.empty(len(truth))
     for fitted, judged in _folds(slices, real, NETWORK_FOLDS, seed).split(images, truth, groups):
-        keras.utils.set_random_seed(seed)
-        network = build_network()
+        for variable, value in zip((*network.variables, *network.optimizer.variables), start):
+            variable.assign(value)  # the same network afresh, because building and compiling takes seconds
         both = np.concatenate([images[fitted], images[fitted][:, ::-1]])  # mirror images too
         network.fit(both, np.tile(truth[fitted], 2), batch_size=32, epochs=EPOCHS, verbose=0)
         # networks of other folds have other scales, so that only ranks compare
@@ -62,17 +65,23 @@ def network_auc(slices, real, seed):
     return _auc(truth, scores, groups)
 
 
-def build_network():
-    """Return a network that gives slices (N, 128, 128, 1) in [-0.5, 0.5] logits (N, 1), compiled to be fitted."""
+@functools.cache
+def build_network(filters, seed):
+    """Return a network that gives slices (N, 128, 128, 1) in [-0.5, 0.5] logits (N, 1), compiled to be fitted.
+
+    Also returns the values of its variables and of its optimizer's, as they start.
+    """
+    keras.utils.set_random_seed(seed)
     images = keras.Input((SIZE, SIZE, 1))
     x = layers.Concatenate()([2 * images, 16 * detail(images)])  # enlarged, detail counts from the start
-    for filters in FILTERS:
-        x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+    for number in filters:
+        x = layers.Conv2D(number, 3, strides=2, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
     network = keras.Model(images, layers.Dense(1)(x))
     network.compile(keras.optimizers.Adam(2e-3), keras.losses.BinaryCrossentropy(from_logits=True))
-    return network
+    network.optimizer.build(network.trainable_variables)
+    return network, [np.array(each) for each in (*network.variables, *network.optimizer.variables)]
 
 
 def _labelled(slices, real):

@@ -154,7 +154,7 @@ def main():
     call("vqvae_reconstructions.png", "reconstructions.png", *reconstruct, "--random", "4", "--seed", "0", *data)
     call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")
     tissue = ("--preset", "sharp", "--tissue", "--seed", "0")
-    call("tissue_generations.png", "generations.png", "predict.py", "generate", "4", *tissue)
+    call("tissue_generations.png", "generations.png", "predict.py", "generate", "8", *tissue)
     call("ssim_plot.png", "ssim_plot.png", "ssim.py", *data)
     for name, path in elsewhere(ROOT / "outputs" / "elsewhere").items():
         call(f"vqvae_reconstructed_{name}.png", "reconstructions.png", *reconstruct, str(path))

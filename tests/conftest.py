@@ -307,7 +307,7 @@ def stop_at(patch, name, epoch):
 TRAINING = (
     *("--vqvae-epochs", 3),
     *("--pixelcnn-epochs", 3),
-    *("--vqvae-batch-size", 16),
+    *("--vqvae-batch-size", 8),
     *("--pixelcnn-batch-size", 16),
     "--deterministic",
     "--no-show",
@@ -320,7 +320,7 @@ def trained(program, miniature_zip):
     with serve(miniature_zip) as server:
         _, stderr = program.run("train.py", "--url", f"{server.url}/data.zip", *TRAINING)
     assert all(line.startswith(("fetching", "note:")) for line in stderr.splitlines()), stderr  # no chatter
-    steps = 3 * -(-6 * SLICES // 16)
+    steps = 3 * -(-6 * SLICES // 8)
     assert f"note: {6 * SLICES} slices make {steps} training steps of the VQ-VAE" in stderr
     return program.folder / "trained_models" / "faithful"
 

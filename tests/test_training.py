@@ -89,7 +89,7 @@ def test_kept_weights_are_the_mean_over_the_steps_of_the_last_epoch(program, min
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Training, "average", record)
         program.run(*arguments)
-    assert len(seen) == -(-6 * SLICES // 16)
+    assert len(seen) == -(-6 * SLICES // 8)
     for key, variable in loop.by_path(weights.load_vqvae(tmp_path / "models").weights).items():
         np.testing.assert_allclose(variable, np.mean([step[key] for step in seen], axis=0), rtol=1e-4, atol=1e-6)
     assert np.any(seen[-1]["quantizer/codebook"] != seen[0]["quantizer/codebook"])
