@@ -13,7 +13,7 @@ from brains.utility import Labelled, Scores
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(utility, "NETWORK", UNetConfig(filters=(4, 8)))
-    monkeypatch.setattr(utility, "STEPS", 60)
+    monkeypatch.setattr(utility, "STEPS", 100)
     monkeypatch.setattr(utility, "SCHEDULE", Schedule(epochs=1, batch_size=8, learning_rate=1e-2))
     monkeypatch.setattr(utility, "FEW", (2,))
     monkeypatch.setattr(utility, "REPEATS", 1)
