@@ -56,6 +56,7 @@ def network_auc(slices, real, seed):
     network, start = build_network(FILTERS, seed)
     scores = np.empty(len(truth))
     for fitted, judged in _folds(slices, real, NETWORK_FOLDS, seed).split(images, truth, groups):
+        keras.utils.set_random_seed(seed)
         for variable, value in zip((*network.variables, *network.optimizer.variables), start):
             variable.assign(value)  # the same network afresh, because building and compiling takes seconds
         both = np.concatenate([images[fitted], images[fitted][:, ::-1]])  # mirror images too
