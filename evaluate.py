@@ -72,7 +72,7 @@ def find_segmenter():
     """Return the segmenter and the sha256 of its weights, or None twice, and a note, if there is none."""
     folder = config.MODELS / "tissue"
     if weights.is_set(folder):
-        return weights.load_segmenter(folder), weights.load_config(folder)["segmenter"]["sha256"]
+        return weights.load_segmenter(folder), weights.digests(folder)["segmenter"]
     note(f"note: no segmenter in {cli.short(folder)}, so without anatomy; `python train.py --preset tissue` trains one")
     return None, None
 

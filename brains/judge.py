@@ -3,6 +3,7 @@
 They also say whether slices repeat training slices: how near the nearest real slice is, and which grids are the same.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -143,11 +144,16 @@ def judge_prior(pixelcnn, sets, count):
 
 def bits(pixelcnn, codes, levels):
     """Return the bits (N,) that a prior needs for grids of codes (N, h, w) of slices of levels (N,)."""
-    nats = tf.function(
-        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
-    )
+    nats = _nats_of(pixelcnn)
     cost = modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes)))
     return cost.sum(axis=(1, 2)) / np.log(2)
+
+
+@functools.lru_cache(maxsize=1)  # a graph takes longer than the slices of a set
+def _nats_of(pixelcnn):
+    return tf.function(
+        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
+    )
 
 
 def nearest(slices, real):

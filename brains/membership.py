@@ -45,9 +45,8 @@ def attack(known, generated, ages, seed):
         return {}
     slices, costs, inside = known
     by_sample, control = membership(nearest(slices, generated)[0], slices.groups, inside, ages, seed)
-    by_bits, _ = membership(-costs, slices.groups, inside, ages, seed)
     figures = {"membership, nearest sample": by_sample, "membership, control": control}
-    figures["membership, likelihood"] = by_bits
+    figures["membership, likelihood"] = matched_auc(-costs, slices.groups, inside, ages)
     return {row: figure for row, figure in figures.items() if figure}
 
 
@@ -87,9 +86,9 @@ def membership(scores, groups, inside, ages, seed):
 
     The halves are the control: nobody of them was learned from, so what tells them apart is chance.
     """
-    outside = sorted(set(groups) - set(inside))
+    outside = sorted(set(groups) - inside)
     others = np.isin(groups, outside)
     control = None
     if len(outside) > 1:
         control = matched_auc(scores[others], groups[others], set(hold_out(outside, 0.5, seed)), ages)
-    return matched_auc(scores, groups, set(inside), ages), control
+    return matched_auc(scores, groups, inside, ages), control

@@ -91,6 +91,12 @@ def recoloured(images, draws):
     return np.clip(np.float32(changed)[..., None], 0, 1) - np.float32(0.5)
 
 
+def varied(images, masks, draws):
+    """Mirror half of the images (N, H, W, 1), with their masks (N, H, W), and change the contrast of all."""
+    images = recoloured(stream.flip_half(images, draws), draws)
+    return images, stream.flip_half(masks[..., None], draws)[..., 0]
+
+
 def train_tissue(job, preset):
     """Train a segmenter on the slices of a Job and their masks; returns {stage: Training}, mean image and variance."""
     mean, variance = stream.moments(job.images, job.seen)
@@ -101,8 +107,7 @@ def train_tissue(job, preset):
 
     def read(chosen, draws):
         chosen = job.seen[chosen]
-        images = recoloured(stream.flip_half(job.images[chosen], draws), draws)
-        return images, stream.flip_half(job.masks[chosen][..., None], draws)[..., 0]
+        return varied(job.images[chosen], job.masks[chosen], draws)
 
     def figures_of(totals):
         return reports.with_dice(validate(totals))

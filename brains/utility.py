@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 import dataset
-from brains import cli, loop, stream
+from brains import cli, loop
 from brains.backend import keras
 from brains.cli import UserError
 from brains.config import TISSUES, Schedule, UNetConfig
 from brains.names import owners
 from brains.statistics import mean, resampled, within
-from brains.tissue import UNet, dice, recoloured, tissue_loss
+from brains.tissue import UNet, dice, tissue_loss, varied
 from brains.weights import as_used
 
 NETWORK = UNetConfig(filters=(8, 16, 32, 64))  # half as wide as the shipped segmenter, since 21 of them are trained
@@ -142,8 +142,7 @@ def fit(parts, seed):
 
     def read(chosen, draws):
         chosen = order[chosen % len(order)]  # every set is gone through until the steps are done
-        slices = recoloured(stream.flip_half(images[chosen], draws), draws)
-        return slices, stream.flip_half(masks[chosen][..., None], draws)[..., 0]
+        return varied(images[chosen], masks[chosen], draws)
 
     def losses(totals):
         return {"loss": float(totals["loss"])}
