@@ -275,13 +275,12 @@ def parse_arguments(arguments=None):
     cli.add_data_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="{slices}")
     meaning = "Cut slices like the genuine ones from volumes: NIfTI (.nii, .nii.gz) or Analyze (.hdr with .img)."
-    add = commands.add_parser("slices", help="cut slices from volumes", description=meaning).add_argument
+    slices = commands.add_parser("slices", help="cut slices from volumes", description=meaning)
+    add = slices.add_argument
     add("volumes", type=Path, metavar="VOLUMES", help="folder of volumes, at any depth")
     add("target", type=Path, metavar="DIR", help="new folder for the slices")
     add("--seed", type=cli.seed, default=0, metavar="N", help="draws the splits (default: %(default)s)")
-    meaning = "the side to which each axis runs, for files that do not say it: L or R, P or A, I or S (default: "
-    meaning += "%(default)s, as in OASIS-1's atlas files)"
-    add("--orientation", type=cli.orientation, default="RAS", metavar="CODE", help=meaning)
+    cli.add_orientation_argument(slices)
     meaning = "files of tissue labels, from the folder of each volume, such as '*_seg.nii.gz'; they become the masks"
     add("--labels", metavar="PATTERN", help=meaning)
     meaning = "tissues of the labels: background, csf, grey or white (default: 1=csf,2=grey,3=white)"

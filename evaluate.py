@@ -4,6 +4,7 @@
     python evaluate.py --tune                 the same with the held-out training cases, to choose by
     python evaluate.py --real DIR --fake DIR  any two folders of images
     python evaluate.py --utility              what samples of sharp are worth to train a segmenter on: hours
+    python evaluate.py --anomalies            how well `predict.py restore` finds lesions planted in real slices
 
 All sets are measured in the same way: generated slices; real slices of people that no model has seen, whose figures say
 what real slices get; and the reconstructions of these, which are as good as a decoder can make them. docs/evaluation.md
@@ -21,7 +22,9 @@ from brains import cli, config
 SAMPLES = 544  # slices to generate: the size of the test split
 UTILITY = 2176  # the same with --utility: the slices of 68 people
 BOTH = "both"  # presets
-OF_MODELS = "candidates samples temperature tune utility models data url".split()  # flags that folders do not take
+OF_MODELS = (
+    "candidates samples temperature tune utility anomalies models data url".split()
+)  # flags that folders do not take
 
 
 def parse_arguments(arguments=None):
@@ -33,6 +36,7 @@ def parse_arguments(arguments=None):
     add("--tune", action="store_true", help="use held-out training cases; the test split then stays unseen")
     meaning = "train segmenters on generated slices, and test them on real ones; run again to continue"
     add("--utility", action="store_true", help=meaning)
+    add("--anomalies", action="store_true", help="plant lesions in real slices, and measure how well they are found")
     add("--seed", type=cli.seed, default=0, metavar="N", help="of all that is drawn (%(default)s)")
     meaning = "folder of real images; case_NNN in a name tells the person, and a tenth of the people is held out"
     add("--real", type=Path, metavar="DIR", help=meaning)
@@ -45,6 +49,9 @@ def parse_arguments(arguments=None):
     unused = [f"--{name}" for name in OF_MODELS if getattr(args, name)]
     if args.real and unused:
         parser.error(f"{unused[0]} does not go with --real and --fake")
+    sampled = [f"--{name}" for name in "utility candidates samples temperature".split() if getattr(args, name)]
+    if args.anomalies and sampled:
+        parser.error(f"{sampled[0]} does not go with --anomalies, which draws no samples")
     if args.utility and len(args.temperature or []) > 1:
         parser.error("--utility takes one temperature")
     if args.utility and args.preset == BOTH:
@@ -61,11 +68,14 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from brains import contenders, devices, plots, utility, weights
+from brains import anomalies, contenders, devices, lesions, plots, utility, weights
 from brains.backend import keras
 from brains.cli import note
 from brains.judge import Judge
 from brains.names import hold_out
+from brains.statistics import Figure
+from brains.surprise import views_of
+from brains.usual import SCALE
 
 
 def find_segmenter():
@@ -154,13 +164,54 @@ def measure_utility(args):
     return plots.draw_utility(results)
 
 
+def measure_anomalies(args):
+    """Measure how well models find lesions planted in held-out slices; writes anomalies.json and returns the figure."""
+    asked = {"tune": args.tune, "samples": args.samples, "candidates": None}
+    found = contenders.read_slices(args.models, args.data, args.url, **asked)[2]
+    study = contenders.people_of(found[0])
+    about = {"seed": args.seed, "tune": args.tune, "models": list(map(str, args.models)), "figures": {}}
+    for models in found:
+        name, content = models.folder.name, models.content
+        vqvae, prior = weights.load_models(models.folder)
+        sets = contenders.seen_and_unseen(models)
+        scene = anomalies.choose_scene(*sets["unseen"], args.seed)
+        images, _, levels = sets["seen"]
+        usual, normal = weights.load_usual(models.folder), anomalies.Normal(images, levels)
+        finder = anomalies.Finder(vqvae, prior, usual, views_of(content), normal, args.seed)
+        progress = functools.partial(tqdm, desc=f"planting, {name}", unit="kind", leave=False, disable=None)
+        figures, means = anomalies.measure(finder, scene, progress), {}
+        for way, by_kind in figures.items():
+            for kind in lesions.KINDS:
+                values = [by_kind[kind, size]["average precision"].value for size in lesions.SIZES]
+                means.setdefault(kind, {})[way] = Figure(float(np.mean(values)))
+        means["mean"] = {
+            way: Figure(float(np.mean([column[way].value for column in means.values()]))) for way in figures
+        }
+        print(f"{name}: average precision in {len(scene.images)} slices, mean over sizes", table(means), sep="\n")
+        by_kind = {", ".join(key): row for key, row in figures["map"].items()}
+        rows = {column: {key: row[column] for key, row in by_kind.items()} for column in next(iter(by_kind.values()))}
+        print(f"\n{name}: the map, by kind and size", table(rows), sep="\n")
+        rated = {part: anomalies.demented(vqvae, prior, each, study) for part, each in sets.items()} if study else {}
+        for part, figure in rated.items():
+            if figure:
+                print(f"AUC of bits for dementia among people of one age, {part} people: {figure}")
+        about["figures"][name] = {
+            way: as_json({", ".join(key): row for key, row in each.items()}) for way, each in figures.items()
+        }
+    with cli.written(args.out / "anomalies.json") as part:
+        part.write_text(json.dumps(about, indent=1) + "\n")
+    print(args.out / "anomalies.json")
+    return plots.draw_anomalies(anomalies.examples(finder, scene), lesions.KINDS, SCALE[-1])
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
-    if args.utility:
-        plots.save(measure_utility(args), args.out / config.FIGURES["utility"])
+    if args.utility or args.anomalies:
+        name, draw = ("utility", measure_utility) if args.utility else ("anomalies", measure_anomalies)
+        plots.save(draw(args), args.out / config.FIGURES[name])
         return plots.show()
     segmenter, digest = find_segmenter()
     if args.real:
@@ -170,13 +221,13 @@ def main(arguments=None):
     else:
         asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
         real, held_out, models, count = contenders.read_slices(args.models, args.data, args.url, **asked)
-        ages = contenders.ages_of(models[0])
-        options = (args.samples, args.temperature, args.seed, ages)
+        study = contenders.people_of(models[0])
+        options = (args.samples, args.temperature, args.seed, study)
         made = {each.folder.name: contenders.make(each, *options) for each in models}
         generated = columns_of(made, "generated")
         about = {"models": list(map(str, args.models)), "samples": args.samples, "tune": args.tune}
         about["temperature"] = {name: each.temperatures for name, each in made.items()}
-        about["matched by age"] = bool(ages)
+        about["matched by age"] = bool(study)
         about["candidates"] = {name: each.candidates for name, each in made.items()}
     parts = {part: columns_of(made, part) for part in ("reconstructed", "repeats", "membership")}
     sets = {**generated, "held out": held_out, **parts["reconstructed"]}

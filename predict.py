@@ -1,10 +1,11 @@
-"""Shows what the trained models do: reconstructs images and generates new brains.
+"""Shows what the trained models do: reconstructs images, generates new brains, and finds what is unusual.
 
     python predict.py reconstruct PATH [PATH ...]    images of any kind, encoded and decoded
     python predict.py reconstruct --random [NUM]     slices of the test split (4)
     python predict.py generate [NUM]                 new slices (4): codes drawn from the prior, then decoded
     python predict.py generate [NUM] --tissue        the same with the tissue of every pixel
     python predict.py tissue PATH [PATH ...]         the tissue of slices that you have
+    python predict.py restore PATH [PATH ...]        what is unusual in slices, or in whole volumes (.nii.gz)
 
 Each result is written as a PNG of its own, and a figure shows them side by side. `generate --export DIR` writes a
 labelled set in the layout of the course's own, to train on.
@@ -13,6 +14,7 @@ labelled set in the layout of the course's own, to train on.
 import argparse
 import functools
 import itertools
+import json
 import secrets
 from pathlib import Path
 
@@ -22,13 +24,18 @@ from brains.config import FIGURES
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description="Reconstruct images with the VQ-VAE, or generate new brain slices.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate,tissue}")
+    parser = argparse.ArgumentParser(
+        description="Reconstruct images, generate brain slices, tell tissue or what is unusual."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{reconstruct,generate,tissue,restore}")
     meaning = "Encode images and decode their codes."
     reconstruct = commands.add_parser("reconstruct", help=meaning, description=meaning)
     meaning = "Tell the tissue of each pixel: cerebrospinal fluid (CSF), grey and white matter."
     tissue = commands.add_parser("tissue", help=meaning, description=meaning)
-    for command, images in ((reconstruct, "image files of any kind and size"), (tissue, "image files of slices")):
+    meaning = "Draw the surprising codes of slices anew, and map what that changes. Not a medical device."
+    restore = commands.add_parser("restore", help="map what is unusual in slices", description=meaning)
+    kinds = ("image files of any kind and size", "image files of slices", "image files of slices, or volumes of heads")
+    for command, images in zip((reconstruct, tissue, restore), kinds):
         command.add_argument("paths", nargs="*", type=Path, metavar="PATH", help=images)
         meaning = "take NUM random slices of the test split (4)"
         command.add_argument("--random", nargs="?", type=cli.positive, const=4, metavar="NUM", help=meaning)
@@ -43,9 +50,12 @@ def parse_arguments(arguments=None):
     meaning = "write slices and masks to a new folder in the layout of the course's set: NUM or more, in whole cases "
     meaning += "of all levels (each slice is drawn by itself, so that a case is no head)"
     generate.add_argument("--export", type=Path, metavar="DIR", help=meaning)
-    for command in (reconstruct, generate, tissue):
+    meaning = "level of all the images, 0 the lowest (default: from slice_K in the name, else read from the image)"
+    restore.add_argument("--level", type=cli.natural, metavar="K", help=meaning)
+    cli.add_orientation_argument(restore)
+    for command in (reconstruct, generate, tissue, restore):
         command.add_argument("--seed", type=cli.seed, metavar="N", help="of all draws (default: a fresh one, printed)")
-    for command in (reconstruct, generate):
+    for command in (reconstruct, generate, restore):
         cli.add_model_arguments(command)
     cli.add_model_arguments(tissue, presets=(), default="tissue")
     args = parser.parse_args(arguments)
@@ -64,7 +74,11 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
-from brains import export, plots, sampling, weights
+from brains import export, plots, sampling, volumes, weights
+from brains.findings import find_unusual
+from brains.usual import SCALE
+
+MAP = "bits: a pixel has n bits if one of 2^n pixels of held-out people is as unusual"
 
 
 def reconstruct(names, images, models, out):
@@ -90,14 +104,37 @@ def random_slices(number, seed, data, url):
     return [slices.names[i].removesuffix(".nii.png") for i in chosen], slices.images[chosen]
 
 
-def named_images(paths):
-    """Return the file stems, made distinct, and the images of `paths`."""
+def distinct_stems(paths):
+    """Return the file stems of `paths`, made distinct."""
     names = []
     for path in paths:
-        stem = path.name.removesuffix(".nii.png") if path.name.endswith(".nii.png") else path.stem
+        double = next((suffix for suffix in (".nii.png", ".nii.gz") if path.name.endswith(suffix)), path.suffix)
+        stem = path.name.removesuffix(double)
         candidates = [stem, *(f"{stem}_{i}" for i in range(2, len(paths) + 1))]
         names.append(next(name for name in candidates if name not in names))
-    return names, np.stack([dataset.load_image(path) for path in paths])
+    return names
+
+
+def named_images(paths):
+    """Return the file stems, made distinct, and the images of `paths`."""
+    return distinct_stems(paths), np.stack([dataset.load_image(path) for path in paths])
+
+
+def slices_to_restore(paths, orientation):
+    """Return the names and images of the slices in `paths`, and the Scans of volumes among them by their places.
+
+    A volume gives slices NAME_slice_K of all levels. The Scans are {first slice: (name, Scan)}.
+    """
+    names, images, scans = [], [], {}
+    for path, stem in zip(paths, distinct_stems(paths)):
+        if volumes.is_volume(path):
+            scans[len(names)] = stem, (scan := volumes.Scan(path, orientation))
+            names += [f"{stem}_slice_{level}" for level in range(len(scan.slices))]
+            images += [dataset.prepare(np.float32(grey)) for grey in scan.slices]
+        else:
+            names.append(stem)
+            images.append(dataset.load_image(path))
+    return names, np.stack(images), scans
 
 
 def tell_tissue(names, images, models, out):
@@ -107,6 +144,43 @@ def tell_tissue(names, images, models, out):
         dataset.save_mask(out / f"{name}_tissue.png", mask)
         print(out / f"{name}_tissue.png")
     return plots.mosaic({"slice": plots.grey_pictures(images), "tissue": plots.tissue_pictures(images, labels)})
+
+
+def restore(names, images, scans, args):
+    """Find what is unusual in slices, some of them those of Scans; returns the figure.
+
+    Writes restore.json, a map in the space of each Scan, and a restoration and a map of every other slice.
+    """
+    found, top, out = find_unusual(args.models, names, images, args.seed, args.level), SCALE[-1], args.out
+    singles = set(range(len(names)))
+    for first, (name, scan) in scans.items():
+        own = range(first, first + len(scan.slices))
+        singles -= set(own)
+        scan.save(out / f"{name}_map.nii.gz", found.maps[own])
+        print(out / f"{name}_map.nii.gz")
+    for i in sorted(singles):
+        dataset.save_image(out / f"{names[i]}_restored.png", found.restored[i])
+        dataset.save_image(out / f"{names[i]}_map.png", found.maps[i][..., None] / top - 0.5)
+        with cli.written(out / f"{names[i]}_map.npy") as part:
+            np.save(part, found.maps[i])
+        print(out / f"{names[i]}_map.npy")
+    rows = []
+    for i, name in enumerate(names):
+        figures = {"bits": found.bits[i], "percentile": found.percentiles[i], "flagged": found.flagged[i]}
+        figures = {key: round(float(value), 4) for key, value in figures.items()}
+        rows.append({"slice": name, "level": int(found.levels[i]), "level from": str(found.told_by[i])} | figures)
+    about = {"models": str(args.models), "seed": args.seed, "map": MAP, "map in PNG": f"255 is {top:g} bits or more"}
+    with cli.written(out / "restore.json") as part:
+        part.write_text(json.dumps(about | {"slices": rows}, indent=1) + "\n")
+    print(out / "restore.json")
+    for row in rows:
+        rank = f"more than {row['percentile']:.0f} % of held-out slices of that level"
+        rank = "off the scale: more than any held-out slice of that level" if row["percentile"] == 100 else rank
+        print(f"{row['slice']}: level {row['level']} (from the {row['level from']}), {row['bits']:,.0f} bits, {rank}")
+    panels = {"slice": plots.grey_pictures(images), "surprise": plots.heat_pictures(found.surprise, top)}
+    panels |= {"restoration": plots.grey_pictures(found.restored)}
+    panels |= {f"map, 0 to {top:g} bits": plots.map_pictures(images, found.maps, top)}
+    return plots.mosaic(panels)
 
 
 def generate(args):
@@ -173,11 +247,15 @@ def main(arguments=None):
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
-    if args.seed is None and not getattr(args, "paths", None):
+    if args.seed is None and (args.command == "restore" or not getattr(args, "paths", None)):
         args.seed = secrets.randbelow(2**32)
         print(f"seed {args.seed}")
     if args.command == "generate":
         figure = generate(args)
+    elif args.command == "restore" and args.paths:
+        figure = restore(*slices_to_restore(args.paths, args.orientation), args)
+    elif args.command == "restore":
+        figure = restore(*random_slices(args.random, args.seed, args.data, args.url), {}, args)
     else:
         slices = named_images(args.paths) if args.paths else random_slices(args.random, args.seed, args.data, args.url)
         if args.command == "tissue" and (coloured := [path for path in args.paths if dataset.is_coloured(path)]):

@@ -129,6 +129,13 @@ def add_data_arguments(parser):
     parser.add_argument("--url", help="address of the zip to fetch (default: OASIS_URL of the environment, if set)")
 
 
+def add_orientation_argument(parser):
+    """Add --orientation, which every script that reads volumes of their own takes."""
+    meaning = "the side to which each axis runs, for files that do not say it: L or R, P or A, I or S (default: "
+    meaning += "%(default)s, as in OASIS-1's atlas files)"
+    parser.add_argument("--orientation", type=orientation, default="RAS", metavar="CODE", help=meaning)
+
+
 def add_model_arguments(parser, presets=config.GENERATIVE, default="faithful"):
     """Add --preset, --models, --out and --no-show, which every script that uses the networks takes.
 

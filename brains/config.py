@@ -32,11 +32,13 @@ FIGURES = {  # names of the figures that the scripts write
     "reconstruct": "reconstructions.png",
     "generate": "generations.png",
     "tissue": "tissue.png",
+    "restore": "restorations.png",
     "ssim": "ssim_plot.png",
     "nearest": "nearest.png",
     "distances": "nearest_distances.png",
     "temperatures": "temperatures.png",
     "utility": "utility.png",
+    "anomalies": "anomalies.png",
 }
 FIGURES |= {stage: f"{stage}_training_plot.png" for stage in STAGES}
 

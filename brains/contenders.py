@@ -97,20 +97,33 @@ def find_unseen(folder, content, digest, cases, tune):
     return np.isin(cases, content["data"]["held_out_cases"])
 
 
-def ages_of(models):
-    """Return the age of each person {case: years} among the slices of Models; {} where people are not the study's.
+def seen_and_unseen(models):
+    """Return the slices of people that Models know in part or whole, and of those that they are tested on.
+
+    Each are images (N, 128, 128, 1), cases (N,) and levels (N,), as {"seen": ..., "unseen": ...}.
+    """
+    training = (models.training.images, *owners(models.training.names))
+    unseen = (
+        (models.test.images, *owners(models.test.names)) if models.test else [each[models.unseen] for each in training]
+    )
+    return {"seen": [each[~models.unseen] for each in training], "unseen": unseen}
+
+
+def people_of(models):
+    """Return each Person among the slices of Models, by case; {} where people are not the study's.
 
     Returns None, with a note, if the study's table of people cannot be had.
     """
     splits = {"train": models.training} | ({"test": models.test} if models.test else {})
     genuine = all(dataset.is_genuine(split, slices.digest) for split, slices in splits.items())
-    return people.load_ages() if genuine else {}
+    return people.load_people() if genuine else {}
 
 
-def make(models, samples, temperatures, seed, ages):
+def make(models, samples, temperatures, seed, study):
     """Return what Models make of the held-out slices, and so many samples by temperature: a Made.
 
-    With `ages` of people {case: years}, their membership is judged among people of like age; with None it is not.
+    Membership is judged among people of like age, if each Person is known in the `study`, {case: Person}; if that is {}
+    among all, and if it is None not at all.
     """
     vqvae, prior = weights.load_models(models.folder)
     training, test, unseen = models.training, models.test, models.unseen
@@ -139,7 +152,8 @@ def make(models, samples, temperatures, seed, ages):
     reconstructed = {"reconstructed": slice_set(decoded, names_held_out, held_out_codes.levels)}
     repeats_of = {"reconstructed": functools.partial(repeated, held_out_codes)}
     names, levels = [f"sample {i}" for i in range(samples)], sampling.spread_levels(prior, samples)
-    known = None if ages is None else people_known(models, prior, codes_of_training, held_out_codes)
+    ages = {case: person.age for case, person in (study or {}).items()}
+    known = None if study is None else people_known(models, prior, codes_of_training, held_out_codes)
     generated, membership = {}, {}
     temperatures = list(dict.fromkeys(temperatures or [weights.load_temperature(models.folder)]))
     for temperature in temperatures:

@@ -19,6 +19,8 @@ from brains.backend import keras, tf
 from brains.cli import UserError, note
 from brains.config import PRESETS, STAGES
 from brains.names import hold_out, owners
+from brains.surprise import views_of
+from brains.usual import measure_usual
 
 FEW_STEPS = 500  # of the VQ-VAE: on the slices of ten people, 90 taught it little and 1,200 much
 
@@ -211,7 +213,13 @@ def finish(job, preset, models, trainings, mean, variance):
     content["versions"] = {"python": platform.python_version()}
     content["versions"] |= {name: version(name) for name in ("tensorflow", "keras", "numpy")}
     networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
-    weights.save_set(models, networks, content, mean.astype(np.float32))
+    usual = None
+    if "pixelcnn" in networks:
+        print("measuring what is usual in held-out slices", flush=True)
+        used = (weights.as_used(networks[part]) for part in ("vqvae", "pixelcnn"))
+        where = (job.images, job.levels, job.seen, job.unseen)
+        usual = measure_usual(*used, views_of(content), *where, job.seed)
+    weights.save_set(models, networks, content, mean.astype(np.float32), usual)
     shutil.rmtree(job.checkpoints)
     print(f"weights in {models}")
     return content

@@ -3,16 +3,15 @@
 They also say whether slices repeat training slices: how near the nearest real slice is, and which grids are the same.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
 import modules
 from brains import anatomy, classifiers, fidelity
-from brains.backend import tf
 from brains.fidelity import SliceSet, as_images
 from brains.statistics import Figure, mean, resampled, share, within
+from brains.surprise import bits
 
 LABELLED = 68  # real slices of a level, at most, whose tissue says what is usual there
 NEAR_REPEAT = 0.05  # share of codes that may differ in a near repeat
@@ -140,20 +139,6 @@ def judge_prior(pixelcnn, sets, count):
             "perplexity": Figure(perplexity),
         }
     return results
-
-
-def bits(pixelcnn, codes, levels):
-    """Return the bits (N,) that a prior needs for grids of codes (N, h, w) of slices of levels (N,)."""
-    nats = _nats_of(pixelcnn)
-    cost = modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes)))
-    return cost.sum(axis=(1, 2)) / np.log(2)
-
-
-@functools.lru_cache(maxsize=1)  # a graph takes longer than the slices of a set
-def _nats_of(pixelcnn):
-    return tf.function(
-        lambda codes, levels: modules.cross_entropy(codes, pixelcnn(codes, levels)), reduce_retracing=True
-    )
 
 
 def nearest(slices, real):

@@ -7,9 +7,10 @@ Yeom et al. 2018, arXiv 1709.01604               (by the likelihood: what is lea
 import numpy as np
 
 from brains.fidelity import SliceSet, slice_set
-from brains.judge import bits, nearest
+from brains.judge import nearest
 from brains.names import hold_out
 from brains.statistics import resampled, within
+from brains.surprise import bits
 
 APART = 3  # years at most between two people who are compared
 SLICES = 8  # of a person that are looked at, at most

@@ -28,10 +28,15 @@ def mask_of(name):
     return name.replace("case_", "seg_", 1)
 
 
-def level_of(name):
-    """Return the level (0 is the lowest) of a slice in its head, from its name; 0 if the name has none."""
+def named_level(name):
+    """Return the level (0 is the lowest) of a slice in its head that its name tells, or None."""
     found = re.search(r"slice_(\d{1,4})(?!\d)", name)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else None
+
+
+def level_of(name):
+    """Return the level of a slice, from its name; 0 if the name has none."""
+    return named_level(name) or 0
 
 
 def owners(names):

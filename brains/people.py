@@ -1,7 +1,8 @@
-"""The study's table of people, by case: where it can be had, and what it says of their age."""
+"""The study's table of people, by case: where it can be had, and what it says of their age and dementia."""
 
 import csv
 import hashlib
+from typing import NamedTuple
 
 from brains import cli, config
 from brains.cli import UserError, note, short
@@ -16,8 +17,15 @@ DIGEST = "c22c11db7cc740834d58df350fba4fd73f2bbc7de4178908173652d021dc06f2"  # s
 TIMEOUT = 20  # seconds to connect, and without a byte
 
 
-def load_ages():
-    """Return the age of each case in years, {"case_001": 74.0, ...}, or None and a note if the table cannot be had.
+class Person(NamedTuple):
+    """A person's age in years, and clinical dementia rating: 0, 0.5, 1 (mild), 2 (moderate); the young have 0."""
+
+    age: float
+    cdr: float
+
+
+def load_people():
+    """Return the Person of each case, {"case_001": Person(74.0, 0.0), ...}; None, and a note, if the table is missing.
 
     It is fetched once. Raises UserError if the file that is there is not the genuine table.
     """
@@ -25,12 +33,13 @@ def load_ages():
     try:
         content = path.read_bytes() if path.exists() else _fetch(path)
     except UserError as error:
-        note(f"note: without membership, for which people are matched by age: {error}")
+        note(f"note: without figures for which people are matched by age: {error}")
         return None
     if hashlib.sha256(content).hexdigest() != DIGEST:
         raise UserError(f"{short(path)}: not the study's table of people; delete it to fetch that")
     rows = csv.DictReader(content.decode().splitlines())
-    return {f"case_{int(row['ID'].split('_')[1]):03}": float(row["Age"]) for row in rows if "MR1" in row["ID"]}
+    first = [row for row in rows if "MR1" in row["ID"]]
+    return {f"case_{int(row['ID'].split('_')[1]):03}": Person(float(row["Age"]), float(row["CDR"])) for row in first}
 
 
 def _fetch(path):

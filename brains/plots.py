@@ -91,6 +91,17 @@ def tissue_pictures(images, labels):
     return np.where(labels[:SHOWN, ..., None] > 0, (0.55 * grey + 0.45 * colours).astype(np.uint8), grey)
 
 
+def heat_pictures(values, top):
+    """Return maps (N, H, W) as pictures (N, H, W, 3) uint8: black for 0, white for `top` and above."""
+    return matplotlib.colormaps["inferno"](np.clip(values[:SHOWN] / top, 0, 1), bytes=True)[..., :3]
+
+
+def map_pictures(images, maps, top):
+    """Return images (N, H, W, 1) with maps (N, H, W) over them, the opaquer the higher: (N, H, W, 3) uint8."""
+    opacity = np.clip(maps[:SHOWN, ..., None] / top, 0, 1)
+    return np.uint8((1 - opacity) * grey_pictures(images) + opacity * heat_pictures(maps, 1.25 * top))
+
+
 def mosaic(panels, labels=()):
     """Draw {title: pictures (N, PANEL, PANEL, 3)}, those of an item side by side, its label, if any, in the last."""
     items = np.stack(list(panels.values()), axis=1)
@@ -171,6 +182,14 @@ def draw_distances(correlations):
     axes.set(title="Nearness to the reference", xlabel="correlation to the nearest real slice", ylabel="density")
     axes.legend(loc="upper left")
     return figure
+
+
+def draw_anomalies(example, kinds, top):
+    """Draw an `anomalies.Example`, whose lesions are of these kinds; its maps are white at `top`."""
+    panels = {"real slice": grey_pictures(example.healthy), "with a lesion": grey_pictures(example.images)}
+    panels["where it is"] = heat_pictures(example.masks, 1)
+    panels |= {"restoration": grey_pictures(example.restored), "map": map_pictures(example.images, example.maps, top)}
+    return mosaic(panels, list(kinds))
 
 
 def draw_utility(results):

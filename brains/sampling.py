@@ -23,14 +23,24 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     (num,) are slice levels, for a prior that knows them (default: spread evenly over all). `progress` wraps the
     iteration over batches, as tqdm does.
     """
-    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
-    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
-    size = int(np.clip(-(-num // devices.cores()), FEWEST, MOST))  # every core gets a batch, unless these are tiny
+    levels = spread_levels(pixelcnn, num) if levels is None else levels
+    everywhere = np.ones((num, *pixelcnn.grid), bool)
+    return redraw(pixelcnn, np.zeros(everywhere.shape, np.int32), everywhere, seed, temperature, levels, progress)
+
+
+def redraw(pixelcnn, codes, flagged, seed, temperature=1.0, levels=None, progress=iter):
+    """Return codes (N, h, w) int32 of which those flagged (N, h, w) bool are drawn anew, each given those before it.
+
+    The other arguments are those of `sample`.
+    """
+    uniforms = np.random.default_rng(seed).random(codes.shape, np.float32)
+    levels = np.zeros(len(codes), np.int32) if levels is None else np.asarray(levels, np.int32)
+    size = int(np.clip(-(-len(codes) // devices.cores()), FEWEST, MOST))  # every core gets a batch, unless tiny
 
     def draw(chosen, stop):
-        return _sample(pixelcnn, uniforms[chosen], levels[chosen], temperature, stop)
+        return _redraw(pixelcnn, codes[chosen], flagged[chosen], uniforms[chosen], levels[chosen], temperature, stop)
 
-    return np.concatenate(devices.on_all_cores(draw, _batches(num, size), progress))
+    return np.concatenate(devices.on_all_cores(draw, _batches(len(codes), size), progress))
 
 
 def _batches(num, size):
@@ -62,15 +72,16 @@ def spread_levels(pixelcnn, num):
     return ((np.arange(num) + 0.5) * (pixelcnn.levels or 0) / num).astype(np.int32)
 
 
-def _sample(pixelcnn, uniforms, levels, temperature, stop):
-    """Draw the codes of grids from uniform numbers (N, h, w) in [0, 1), or give up when the Event `stop` is set."""
-    codes = np.empty(uniforms.shape, np.int32)
+def _redraw(pixelcnn, codes, flagged, uniforms, levels, temperature, stop):
+    """Draw flagged codes from uniform numbers (N, h, w) in [0, 1), or give up when the Event `stop` is set."""
+    codes = codes.copy()
     cache = (GatedCache if isinstance(pixelcnn, GatedPixelCNN) else PlainCache)(pixelcnn, uniforms.shape, levels)
     for row, column in np.ndindex(pixelcnn.grid):
         if stop.is_set():
             break
         logits = cache.logits(row, column)
-        codes[:, row, column] = _invert(logits, temperature, uniforms[:, row, column])
+        drawn = _invert(logits, temperature, uniforms[:, row, column])
+        codes[:, row, column] = np.where(flagged[:, row, column], drawn, codes[:, row, column])
         cache.add(codes[:, row, column], row, column)
     return codes
 

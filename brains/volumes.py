@@ -3,6 +3,7 @@
 import csv
 import functools
 import glob
+import gzip
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from brains.cli import UserError, make_folder, note, reason, short, writing
+from brains.cli import UserError, make_folder, note, reason, short, writing, written
 from brains.config import LEVELS, ROOT, TOP_FOLDER
 from brains.names import is_litter, mask_of, natural_order, split_folder
 
@@ -39,7 +40,7 @@ def find_volumes(folder, labels=None):
     Of several files of a session the first is taken: OASIS-1's atlas space and T1w come first, BIDS derivatives last.
     `labels` is a pattern for the files of labels, from the folder of a volume.
     """
-    paths = [path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES)]
+    paths = [path for path in folder.rglob("*") if is_volume(path)]
     paths = [path for path in paths if not is_litter(path.relative_to(folder)) and path.is_file()]
     labels_in = {parent: _matching(parent, labels) for parent in {path.parent for path in paths}} if labels else {}
     found = {path for several in labels_in.values() for path in several}
@@ -63,7 +64,7 @@ def find_volumes(folder, labels=None):
 def _matching(folder, pattern):
     """Return the volumes that match a pattern, which may begin with .., from a folder."""
     found = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))
-    return [Path(path).resolve() for path in found if path.lower().endswith(SUFFIXES)]
+    return [Path(path).resolve() for path in found if is_volume(Path(path))]
 
 
 def _labels_of(path, labels, alone):
@@ -201,6 +202,59 @@ def case_names(volumes):
     ]
 
 
+def is_volume(path):
+    """Return whether the name of a file is that of a volume."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+class Scan:
+    """The `slices` (LEVELS, CANVAS, CANVAS) uint8 of the head in a volume's file, and where they lie.
+
+    `orientation` is that of `load_volume`. Raises UserError if the file is broken or holds no such head.
+    """
+
+    def __init__(self, path, orientation="RAS"):
+        self.path, self.orientation = path, orientation
+        try:
+            volume, self.sides = load_volume(path, orientation)
+            self.slices, likeness, self.scale, self.centre = cut(volume, self.sides)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        if likeness is not None and likeness < LIKE:
+            note(f"note: {path}: likeness {likeness:.3f} to a head; see --orientation")
+        self.shape = volume.shape
+
+    def save(self, target, maps):
+        """Write maps (LEVELS, H, W) of the slices, of any size, as a .nii.gz in the space of the volume, else 0.
+
+        Raises UserError if the file cannot be written.
+        """
+        import nibabel
+        from scipy.ndimage import affine_transform
+
+        canvas = np.array([CANVAS, CANVAS, LEVELS])
+        shrink = np.array([*maps.shape[1:], LEVELS]) / canvas
+        step = shrink * self.scale * self.sides  # from a voxel to the next, in pixels of the maps
+        corner = self.centre - (canvas - 1) / 2 / (self.scale * self.sides)
+        offset = (shrink - 1) / 2 - corner * step  # the centre of a pixel is not that of the first one under it
+        stack = np.moveaxis(np.float32(maps), 0, 2)
+        values = affine_transform(stack, step, offset, output_shape=self.shape, order=1, mode="grid-constant")
+        image = nibabel.load(self.path)
+        lies, as_read = _how_it_lies(image, self.orientation)[0], nibabel.orientations.axcodes2ornt("RAS")
+        values = nibabel.apply_orientation(values, nibabel.orientations.ornt_transform(as_read, lies))
+        with written(target) as part:
+            part.write_bytes(gzip.compress(nibabel.Nifti1Image(values, image.affine).to_bytes()))
+
+
+def _how_it_lies(image, orientation):
+    """Return the orientation (3, 2) of an image's axes in nibabel's form, and whether the file itself says it."""
+    import nibabel
+
+    knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
+    lies = nibabel.io_orientation(image.affine) if knows else nibabel.orientations.axcodes2ornt(orientation)
+    return lies, bool(knows)
+
+
 def load_volume(path, orientation="RAS"):
     """Return a volume (X, Y, Z) float32, left to right, back to front, bottom to top, and its voxel sizes (3,) in mm.
 
@@ -215,8 +269,7 @@ def load_volume(path, orientation="RAS"):
         if len(shape) < 3 or any(side != 1 for side in shape[3:]):
             raise UserError(f"holds an array of shape {shape}, not one volume")
         volume = np.asarray(image.dataobj, np.float32).reshape(shape[:3])
-        knows = isinstance(image, nibabel.Nifti1Pair) and (image.header["sform_code"] or image.header["qform_code"])
-        lies = nibabel.io_orientation(image.affine) if knows else nibabel.orientations.axcodes2ornt(orientation)
+        lies, knows = _how_it_lies(image, orientation)
         volume = nibabel.apply_orientation(volume, lies)
     except UserError:
         raise

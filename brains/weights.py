@@ -1,5 +1,7 @@
 """Networks from their descriptions, and sets of them on disk: a folder with config.json, weights, and a mean image.
 
+Sets that generate also have usual.npz, what is usual in held-out slices.
+
 config.json names the class of every network, so that loading needs no more than the folder. It also keeps the sha256 of
 every file of weights, and which networks were trained on which, so that files of different trainings are never mixed.
 """
@@ -7,16 +9,20 @@ every file of weights, and which networks were trained on which, so that files o
 import hashlib
 import json
 import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 import modules
 from brains import config, sharp, tissue
 from brains.backend import keras
 from brains.cli import UsageError, UserError, short, writing
+from brains.usual import Usual
 from dataset import load_image, save_image
 
-CONFIG, MEAN_IMAGE = "config.json", "mean_image.png"
+CONFIG, MEAN_IMAGE, USUAL = "config.json", "mean_image.png", "usual.npz"
 REMEDY = "restore it or run train.py"
 # Each part of a set, and what it learned from.
 TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn", "segmenter": None}
@@ -101,6 +107,27 @@ def load_mean_image(folder):
     return load_image(path)
 
 
+def load_usual(folder):
+    """Return what is Usual to the prior of the set in `folder`. Raises UserError if that is missing or broken."""
+    pixelcnn, path = _part(folder, "pixelcnn", load_config(folder)), _current(folder) / USUAL
+    if not path.is_file():
+        raise UserError(f"{short(path)}: missing; {REMEDY}")
+    try:
+        with np.load(path) as kept:
+            trained_on, usual = str(kept["trained_on"]), Usual(*(kept[name] for name in Usual._fields))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{short(path)}: broken; {REMEDY}") from error
+    if trained_on != pixelcnn.get("sha256"):
+        raise UserError(f"{short(path)}: measured with another PixelCNN; {REMEDY}")
+    return usual
+
+
+def save_usual(path, usual, trained_on):
+    """Write what is Usual to the PixelCNN whose weights have the sha256 `trained_on`."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, trained_on=trained_on, **usual._asdict())
+
+
 def load_temperature(folder):
     """Return the temperature of sampling that is best for the set in `folder`."""
     return _part(folder, "pixelcnn", load_config(folder)).get("temperature", 1.0)
@@ -164,11 +191,12 @@ def _load(folder, part, content, remedy=REMEDY):
     return model
 
 
-def save_set(folder, models, content, mean_image):
+def save_set(folder, models, content, mean_image, usual=None):
     """Write a set of weights beside `folder`, then swap it in as a whole. Raises UserError if it cannot be written.
 
     `models` are the networks by part. `content` is config.json, with a dict for each part; the network and the digests
-    of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image.
+    of the weights are added to it. `mean_image` (128, 128, 1) is the mean training image, and `usual` what is Usual to
+    the prior, if there is one.
     """
     staging = make_staging(folder)
     with writing(short(folder)):
@@ -178,6 +206,8 @@ def save_set(folder, models, content, mean_image):
             content[part] |= {"network": describe(model), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             if TRAINED_ON[part]:
                 content[part]["trained_on"] = content[TRAINED_ON[part]]["sha256"]
+        if usual:
+            save_usual(staging / USUAL, usual, content["pixelcnn"]["sha256"])
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
@@ -187,7 +217,7 @@ def make_staging(folder):
     """Return a new empty folder beside `folder` to write a set to. Raises UserError if it could not be swapped in."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; name a folder with --models")
-    known = {CONFIG, MEAN_IMAGE, ".DS_Store", *map(weights_file, TRAINED_ON)}
+    known = {CONFIG, MEAN_IMAGE, USUAL, ".DS_Store", *map(weights_file, TRAINED_ON)}
     strangers = sorted({path.name for path in folder.iterdir()} - known) if folder.exists() else []
     if strangers:
         raise UserError(f"{folder}: would be replaced, but holds other files ({strangers[0]}); name another --models")

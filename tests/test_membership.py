@@ -67,20 +67,20 @@ def test_slices_of_each_person_are_evenly_spread():
     assert np.sum(chosen < 32) == SLICES and {0, 31} <= set(chosen) and set(chosen[chosen >= 32]) == {32, 33, 34}
 
 
-def test_ages_come_from_the_genuine_table_alone(tmp_path, monkeypatch, capsys):
+def test_people_come_from_the_genuine_table_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(people.config, "DATASET", tmp_path)
     monkeypatch.setattr(people, "SOURCES", ("http://127.0.0.1:9/none",))
-    assert people.load_ages() is None and "without membership" in capsys.readouterr().err
-    content = b"ID,M/F,Age\nOAS1_0007_MR1,F,74\nOAS1_0007_MR2,F,75\nOAS1_0012_MR1,M,20\n"
+    assert people.load_people() is None and "without figures" in capsys.readouterr().err
+    content = b"ID,M/F,Age,CDR\nOAS1_0007_MR1,F,74,1\nOAS1_0007_MR2,F,75,1\nOAS1_0012_MR1,M,20,0\n"
     (tmp_path / people.TABLE).write_bytes(content)
     with pytest.raises(people.UserError, match="not the study's table"):
-        people.load_ages()
+        people.load_people()
     monkeypatch.setattr(people, "DIGEST", hashlib.sha256(content).hexdigest())
-    assert people.load_ages() == {"case_007": 74, "case_012": 20}
+    assert people.load_people() == {"case_007": (74, 1), "case_012": (20, 0)}
     (tmp_path / people.TABLE).rename(tmp_path / "served")
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(people, "SOURCES", (f"{server.url}/404", f"{server.url}/data.zip"))
-        assert people.load_ages() == {"case_007": 74, "case_012": 20}
+        assert people.load_people() == {"case_007": (74, 1), "case_012": (20, 0)}
     assert (tmp_path / people.TABLE).read_bytes() == content
 
 
