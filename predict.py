@@ -78,6 +78,7 @@ from brains import export, plots, sampling, volumes, weights
 from brains.findings import find_unusual
 from brains.usual import SCALE
 
+OFF_SCALE = 1.5  # times the bits that held-out slices cost at most
 MAP = "bits: a pixel has n bits if one of 2^n pixels of held-out people is as unusual"
 
 
@@ -166,17 +167,19 @@ def restore(names, images, scans, args):
         print(out / f"{names[i]}_map.npy")
     rows = []
     for i, name in enumerate(names):
-        figures = {"bits": found.bits[i], "percentile": found.percentiles[i], "flagged": found.flagged[i]}
-        figures = {key: round(float(value), 4) for key, value in figures.items()}
-        rows.append({"slice": name, "level": int(found.levels[i]), "level from": str(found.told_by[i])} | figures)
+        level, by, bits, percentile, of_highest, flagged = (values[i] for values in found[:6])
+        figures = {"bits": bits, "percentile": percentile, "of the highest": of_highest, "drawn anew": flagged}
+        figures = {key: round(float(value), 3) for key, value in figures.items()}
+        rows.append({"slice": name, "level": int(level), "level from": str(by)} | figures)
+        share = "any" if percentile == 100 else f"{percentile:.0f} % of the"
+        rank = f"more than {share} held-out slices of about that level"
+        if of_highest > OFF_SCALE:
+            rank = f"off the scale: {of_highest:.1f} times the highest of held-out slices"
+        print(f"{name}: level {level} (from the {by}), {bits:,.0f} bits, {rank}")
     about = {"models": str(args.models), "seed": args.seed, "map": MAP, "map in PNG": f"255 is {top:g} bits or more"}
     with cli.written(out / "restore.json") as part:
         part.write_text(json.dumps(about | {"slices": rows}, indent=1) + "\n")
     print(out / "restore.json")
-    for row in rows:
-        rank = f"more than {row['percentile']:.0f} % of held-out slices of that level"
-        rank = "off the scale: more than any held-out slice of that level" if row["percentile"] == 100 else rank
-        print(f"{row['slice']}: level {row['level']} (from the {row['level from']}), {row['bits']:,.0f} bits, {rank}")
     panels = {"slice": plots.grey_pictures(images), "surprise": plots.heat_pictures(found.surprise, top)}
     panels |= {"restoration": plots.grey_pictures(found.restored)}
     panels |= {f"map, 0 to {top:g} bits": plots.map_pictures(images, found.maps, top)}

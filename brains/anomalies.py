@@ -94,7 +94,7 @@ class Finder:
             "surprise": found.surprise,
             "brightness": images[..., 0],
             "distance to the mean": self.normal.distance(images, levels),
-            "difference to the reconstruction": difference,
+            "reconstruction error": difference,
         }
 
 

@@ -17,9 +17,9 @@ PORTION = 64  # slices at a time, to spare memory
 class Findings(NamedTuple):
     """What is found in N slices.
 
-    `levels` (N,) int32, and where each is from, `told_by` (N,) str. `bits` (N,) are those of all codes of a slice, and
-    `percentiles` (N,) the percentage of held-out slices of its level that cost less. `flagged` (N,) is the share of
-    codes drawn anew. `surprise` (N, 128, 128) are the bits of the code at each pixel, `restored` (N, 128, 128, 1) the
+    `levels` (N,) int32, and where each is from, `told_by` (N,) str. `bits` (N,) are those of all codes of a slice,
+    `percentiles` (N,) the percentage of held-out slices of about its level that cost less, and `of_highest` (N,) bits
+    over the highest of theirs. `flagged` (N,) is the share of codes drawn anew. `surprise` (N, 128, 128) are the bits of the code at each pixel, `restored` (N, 128, 128, 1) the
     slices restored, and `maps` (N, 128, 128) how unusual each pixel is, in bits; see `Usual.map`.
     """
 
@@ -27,6 +27,7 @@ class Findings(NamedTuple):
     told_by: np.ndarray
     bits: np.ndarray
     percentiles: np.ndarray
+    of_highest: np.ndarray
     flagged: np.ndarray
     surprise: np.ndarray
     restored: np.ndarray
@@ -63,4 +64,4 @@ def find_unusual(models, names, images, seed, level=None):
     found = [restore(vqvae, prior, images[part], levels[part], views, usual.limit, seed) for part in progress]
     bits, surprise, flagged, restored = (np.concatenate(part) for part in list(zip(*found))[:4])
     maps = np.concatenate([usual.map(each.parts) for each in found])
-    return Findings(levels, told_by, bits, usual.percentiles(bits, levels), flagged, surprise, restored, maps)
+    return Findings(levels, told_by, bits, *usual.rank(bits, levels), flagged, surprise, restored, maps)

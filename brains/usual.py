@@ -41,10 +41,15 @@ class Usual(NamedTuple):
         """
         return np.interp(_greatest_of(parts, self.parts), self.greatest, SCALE).astype(np.float32)
 
-    def percentiles(self, bits, levels):
-        """Return the percentage (N,) of held-out slices of these levels (N,) that cost less than bits (N,)."""
+    def rank(self, bits, levels):
+        """Return how bits (N,) of slices of levels (N,) compare with those of held-out slices of about that level.
+
+        That is the percentage (N,) of them that cost less, and bits over the highest of theirs (N,).
+        """
         near = [self.bits[np.abs(self.levels - level) <= NEAR] for level in levels]
-        return np.array([100 * np.mean(each < cost) if len(each) else np.nan for each, cost in zip(near, bits)])
+        near = [each if len(each) else self.bits for each in near]
+        lower = [100 * np.mean(each < cost) for each, cost in zip(near, bits)]
+        return np.array(lower), np.array([cost / each.max() for each, cost in zip(near, bits)])
 
     def read_levels(self, images):
         """Return the levels (N,) int32 that a linear regression reads from images (N, 128, 128, 1)."""

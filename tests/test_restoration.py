@@ -111,10 +111,12 @@ def test_level_is_read_from_a_slice(finder, miniature):
     assert read.max() < SLICES
 
 
-def test_percentile_counts_slices_of_about_that_level():
+def test_bits_are_ranked_among_slices_of_about_that_level():
     scale = np.zeros(len(SCALE))
     known = usual.Usual(0.0, scale, scale, np.array([10, 20, 30, 99.0]), np.array([0, 1, 2, 9]), scale)
-    np.testing.assert_allclose(known.percentiles([25, 5, 40, 200], [1, 1, 1, 9]), [200 / 3, 0, 100, 100])
+    percentiles, of_highest = known.rank([25, 5, 60, 200], [1, 1, 1, 9])
+    np.testing.assert_allclose(percentiles, [200 / 3, 0, 100, 100])
+    np.testing.assert_allclose(of_highest, [25 / 30, 5 / 30, 2, 200 / 99])
 
 
 # --- lesions ----------------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def test_anomalies_are_measured_by_kind_and_size(program, sharp, miniature, tmp_
         "surprise",
         "brightness",
         "distance to the mean",
-        "difference to the reconstruction",
+        "reconstruction error",
     }
     assert len(figures["map"]) == len(lesions.KINDS) * len(lesions.SIZES)
     bright = figures["map"]["bright, large"]
