@@ -70,12 +70,11 @@ from tqdm import tqdm
 
 from brains import anomalies, contenders, devices, lesions, plots, utility, weights
 from brains.backend import keras
-from brains.cli import note
+from brains.cli import UserError, note
 from brains.judge import Judge
-from brains.names import hold_out
-from brains.statistics import Figure
+from brains.names import hold_out, owners
 from brains.surprise import views_of
-from brains.usual import SCALE
+from brains.usual import SCALE, measure_usual
 
 
 def find_segmenter():
@@ -165,43 +164,78 @@ def measure_utility(args):
 
 
 def measure_anomalies(args):
-    """Measure how well models find lesions planted in held-out slices; writes anomalies.json and returns the figure."""
-    asked = {"tune": args.tune, "samples": args.samples, "candidates": None}
+    """Measure how well models find lesions planted in held-out slices; writes anomalies.json and returns the figure.
+
+    The figure shows the last ones of several models.
+    """
+    asked = {"tune": args.tune, "samples": args.samples, "candidates": 1}
     found = contenders.read_slices(args.models, args.data, args.url, **asked)[2]
     study = contenders.people_of(found[0])
-    about = {"seed": args.seed, "tune": args.tune, "models": list(map(str, args.models)), "figures": {}}
+    about = {"seed": args.seed, "tune": args.tune, "models": {}}
     for models in found:
-        name, content = models.folder.name, models.content
-        vqvae, prior = weights.load_models(models.folder)
-        sets = contenders.seen_and_unseen(models)
-        scene = anomalies.choose_scene(*sets["unseen"], args.seed)
-        images, _, levels = sets["seen"]
-        usual, normal = weights.load_usual(models.folder), anomalies.Normal(images, levels)
-        finder = anomalies.Finder(vqvae, prior, usual, views_of(content), normal, args.seed)
-        progress = functools.partial(tqdm, desc=f"planting, {name}", unit="kind", leave=False, disable=None)
-        figures, means = anomalies.measure(finder, scene, progress), {}
-        for way, by_kind in figures.items():
-            for kind in lesions.KINDS:
-                values = [by_kind[kind, size]["average precision"].value for size in lesions.SIZES]
-                means.setdefault(kind, {})[way] = Figure(float(np.mean(values)))
-        means["mean"] = {
-            way: Figure(float(np.mean([column[way].value for column in means.values()]))) for way in figures
-        }
-        print(f"{name}: average precision in {len(scene.images)} slices, mean over sizes", table(means), sep="\n")
-        by_kind = {", ".join(key): row for key, row in figures["map"].items()}
-        rows = {column: {key: row[column] for key, row in by_kind.items()} for column in next(iter(by_kind.values()))}
-        print(f"\n{name}: the map, by kind and size", table(rows), sep="\n")
-        rated = {part: anomalies.demented(vqvae, prior, each, study) for part, each in sets.items()} if study else {}
-        for part, figure in rated.items():
-            if figure:
-                print(f"AUC of bits for dementia among people of one age, {part} people: {figure}")
-        about["figures"][name] = {
-            way: as_json({", ".join(key): row for key, row in each.items()}) for way, each in figures.items()
+        finder, scene = prepare_finder(models, args.seed)
+        progress = functools.partial(tqdm, desc=f"planting, {models.folder.name}", leave=False, disable=None)
+        results = anomalies.measure(finder, scene, progress)
+        means = anomalies.means_by_kind(results)
+        print(
+            f"{models.folder.name}: average precision in {len(scene.images)} slices, mean over sizes",
+            table(means),
+            sep="\n",
+        )
+        figures = {way: {} for way in results}
+        for way, by_kind in results.items():
+            for (kind, size), row in by_kind.items():
+                for name, each in row.items():
+                    figures[way].setdefault(name, {})[f"{kind}, {size}"] = each.figure
+        print(f"\n{models.folder.name}: the map, by kind and size", table(figures["map"]), sep="\n")
+        dementia = measure_dementia(models, finder, study) if study else {}
+        about["models"][str(models.folder)] = {
+            "means": as_json(means),
+            "figures": {way: as_json(each) for way, each in figures.items()},
+            "dementia": dementia,
         }
     with cli.written(args.out / "anomalies.json") as part:
         part.write_text(json.dumps(about, indent=1) + "\n")
     print(args.out / "anomalies.json")
     return plots.draw_anomalies(anomalies.examples(finder, scene), lesions.KINDS, SCALE[-1])
+
+
+def prepare_finder(models, seed):
+    """Return the Finder with these Models, which are told what is usual if they do not know, and the Scene."""
+    vqvae, prior = weights.load_models(models.folder)
+    mirrored, images = models.content["data"].get("mirrored", False), models.training.images
+    levels, seen = owners(models.training.names)[1], np.flatnonzero(~models.unseen)
+    test = models.test or models.training
+    chosen = slice(None) if models.test else models.unseen
+    tested = [each[chosen] for each in (test.images, *owners(test.names))]
+    contenders.check_levels(models, prior, levels, tested[2])
+    if not weights.has_usual(models.folder):
+        if not models.unseen.any():
+            raise UserError(f"{models.folder}: what is usual cannot be measured on other slices than it was trained on")
+        note(f"{models.folder}: measuring what is usual in held-out slices")
+        where = images, levels, seen, np.flatnonzero(models.unseen)
+        usual = measure_usual(vqvae, prior, views_of(mirrored), *where, models.content["seed"])
+        weights.add_usual(models.folder, usual)
+    normal = anomalies.measure_normal(images, levels, seen)
+    if tested[2].max() >= len(normal.mean):
+        raise UserError(f"{models.folder}: some slices are of a level that no training slice has")
+    usual = weights.load_usual(models.folder)
+    finder = anomalies.Finder(vqvae, prior, usual, views_of(mirrored), normal, seed)
+    return finder, anomalies.choose_scene(*tested, seed)
+
+
+def measure_dementia(models, finder, study):
+    """Print whether bits tell people with dementia; returns the AUC and the numbers of people {part: figures}."""
+    training = (models.training.images, *owners(models.training.names))
+    sets = {"seen": [each[~models.unseen] for each in training], "unseen": contenders.unseen_slices(models)}
+    found = {}
+    for part, slices in sets.items():
+        figure, (ill, others) = anomalies.demented(finder.vqvae, finder.prior, *slices, study)
+        print(
+            f"bits of {ill} people with dementia beside {others} without, {part} by the prior, of like age: AUC", figure
+        )
+        found[part] = {"AUC": figure and figure._asdict(), "with dementia": ill, "without": others}
+    return found
 
 
 def main(arguments=None):

@@ -19,7 +19,7 @@ import secrets
 from pathlib import Path
 
 from brains import cli, config
-from brains.cli import UsageError, UserError, short
+from brains.cli import UsageError, UserError, note, short
 from brains.config import FIGURES
 
 
@@ -76,6 +76,8 @@ from tqdm import tqdm
 import dataset
 from brains import export, plots, sampling, volumes, weights
 from brains.findings import find_unusual
+from brains.names import named_level
+from brains.scan import Scan
 from brains.usual import SCALE
 
 OFF_SCALE = 1.5  # times the bits that held-out slices cost at most
@@ -121,21 +123,35 @@ def named_images(paths):
     return distinct_stems(paths), np.stack([dataset.load_image(path) for path in paths])
 
 
-def slices_to_restore(paths, orientation):
-    """Return the names and images of the slices in `paths`, and the Scans of volumes among them by their places.
+def slices_to_restore(args):
+    """Return the names and images of the slices that the arguments name, their levels, and the Scans of volumes.
 
-    A volume gives slices NAME_slice_K of all levels. The Scans are {first slice: (name, Scan)}.
+    The levels are a list of (level or None, where that is from). A volume gives slices NAME_slice_K of all levels. The
+    Scans are {first slice: (name, Scan)}.
     """
-    names, images, scans = [], [], {}
-    for path, stem in zip(paths, distinct_stems(paths)):
+    if args.random:
+        names, images = random_slices(args.random, args.seed, args.data, args.url)
+        return names, images, [(named_level(name), "name") for name in names], {}
+    names, images, levels, scans = [], [], [], {}
+    for path, stem in zip(args.paths, distinct_stems(args.paths)):
         if volumes.is_volume(path):
-            scans[len(names)] = stem, (scan := volumes.Scan(path, orientation))
+            if args.level is not None:
+                raise UsageError(f"--level does not go with a volume, which has all levels: {path}")
+            scans[len(names)] = stem, (scan := Scan(path, args.orientation))
             names += [f"{stem}_slice_{level}" for level in range(len(scan.slices))]
             images += [dataset.prepare(np.float32(grey)) for grey in scan.slices]
+            levels += [(level, "volume") for level in range(len(scan.slices))]
         else:
             names.append(stem)
             images.append(dataset.load_image(path))
-    return names, np.stack(images), scans
+            named = named_level(stem)
+            levels.append((args.level, "--level") if args.level is not None else (named, "name"))
+    levels = [(None, "image") if level is None else (level, source) for level, source in levels]
+    unnamed = [name for name, (level, _) in zip(names, levels) if level is None]
+    if unnamed:
+        several = f" and {len(unnamed) - 1} more" if unnamed[1:] else ""
+        note(f"note: {unnamed[0]}{several}: no level in the name (slice_K), so it is read from the image; see --level")
+    return names, np.stack(images), levels, scans
 
 
 def tell_tissue(names, images, models, out):
@@ -147,17 +163,18 @@ def tell_tissue(names, images, models, out):
     return plots.mosaic({"slice": plots.grey_pictures(images), "tissue": plots.tissue_pictures(images, labels)})
 
 
-def restore(names, images, scans, args):
-    """Find what is unusual in slices, some of them those of Scans; returns the figure.
+def restore(args):
+    """Find what is unusual in slices and volumes; returns the figure.
 
-    Writes restore.json, a map in the space of each Scan, and a restoration and a map of every other slice.
+    Writes restore.json, a map in the space of each volume, and a restoration and a map of every other slice.
     """
-    found, top, out = find_unusual(args.models, names, images, args.seed, args.level), SCALE[-1], args.out
+    names, images, levels, scans = slices_to_restore(args)
+    found, top, out = find_unusual(args.models, images, [level for level, _ in levels], args.seed), SCALE[-1], args.out
     singles = set(range(len(names)))
     for first, (name, scan) in scans.items():
         own = range(first, first + len(scan.slices))
         singles -= set(own)
-        scan.save(out / f"{name}_map.nii.gz", found.maps[own])
+        scan.save(out / f"{name}_map.nii.gz", found.maps[own], top)
         print(out / f"{name}_map.nii.gz")
     for i in sorted(singles):
         dataset.save_image(out / f"{names[i]}_restored.png", found.restored[i])
@@ -166,24 +183,33 @@ def restore(names, images, scans, args):
             np.save(part, found.maps[i])
         print(out / f"{names[i]}_map.npy")
     rows = []
-    for i, name in enumerate(names):
-        level, by, bits, percentile, of_highest, flagged = (values[i] for values in found[:6])
-        figures = {"bits": bits, "percentile": percentile, "of the highest": of_highest, "drawn anew": flagged}
-        figures = {key: round(float(value), 3) for key, value in figures.items()}
-        rows.append({"slice": name, "level": int(level), "level from": str(by)} | figures)
-        share = "any" if percentile == 100 else f"{percentile:.0f} % of the"
-        rank = f"more than {share} held-out slices of about that level"
-        if of_highest > OFF_SCALE:
-            rank = f"off the scale: {of_highest:.1f} times the highest of held-out slices"
-        print(f"{name}: level {level} (from the {by}), {bits:,.0f} bits, {rank}")
+    for i, (name, (_, source)) in enumerate(zip(names, levels)):
+        figures = {
+            "bits": found.bits,
+            "percentile": found.percentiles,
+            "excess": found.excess,
+            "flagged": found.flagged,
+        }
+        figures = {key: round(float(values[i]), 3) for key, values in figures.items()}
+        rows.append({"slice": name, "level": int(found.levels[i]), "level from": source} | figures)
+        print(f"{name}: level {found.levels[i]} (from the {source}), {found.bits[i]:,.0f} bits, {rank(figures)}")
     about = {"models": str(args.models), "seed": args.seed, "map": MAP, "map in PNG": f"255 is {top:g} bits or more"}
     with cli.written(out / "restore.json") as part:
         part.write_text(json.dumps(about | {"slices": rows}, indent=1) + "\n")
     print(out / "restore.json")
-    panels = {"slice": plots.grey_pictures(images), "surprise": plots.heat_pictures(found.surprise, top)}
-    panels |= {"restoration": plots.grey_pictures(found.restored)}
-    panels |= {f"map, 0 to {top:g} bits": plots.map_pictures(images, found.maps, top)}
+    panels = {"slice": plots.grey_pictures(images)}
+    panels[f"surprise, 0 to {top:g} bits"] = plots.heat_pictures(found.surprise, top)
+    panels["restoration"] = plots.grey_pictures(found.restored)
+    panels[f"map, 0 to {top:g} bits"] = plots.map_pictures(images, found.maps, top)
     return plots.mosaic(panels)
+
+
+def rank(figures):
+    """Say how the bits of a slice compare with those of held-out slices."""
+    if figures["excess"] > OFF_SCALE:
+        return f"off the scale: {figures['excess']:.1f} times the highest of held-out slices"
+    share = "any" if figures["percentile"] == 100 else f"{int(figures['percentile'])} % of the"
+    return f"more than {share} held-out slices of about that level"
 
 
 def generate(args):
@@ -255,10 +281,8 @@ def main(arguments=None):
         print(f"seed {args.seed}")
     if args.command == "generate":
         figure = generate(args)
-    elif args.command == "restore" and args.paths:
-        figure = restore(*slices_to_restore(args.paths, args.orientation), args)
     elif args.command == "restore":
-        figure = restore(*random_slices(args.random, args.seed, args.data, args.url), {}, args)
+        figure = restore(args)
     else:
         slices = named_images(args.paths) if args.paths else random_slices(args.random, args.seed, args.data, args.url)
         if args.command == "tissue" and (coloured := [path for path in args.paths if dataset.is_coloured(path)]):

@@ -97,16 +97,22 @@ def find_unseen(folder, content, digest, cases, tune):
     return np.isin(cases, content["data"]["held_out_cases"])
 
 
-def seen_and_unseen(models):
-    """Return the slices of people that Models know in part or whole, and of those that they are tested on.
+def unseen_slices(models):
+    """Return the slices of all people that no part of the prior of Models has learned from: test, and held-out cases.
 
-    Each are images (N, 128, 128, 1), cases (N,) and levels (N,), as {"seen": ..., "unseen": ...}.
+    They are images (N, 128, 128, 1), cases (N,) and levels (N,).
     """
     training = (models.training.images, *owners(models.training.names))
-    unseen = (
-        (models.test.images, *owners(models.test.names)) if models.test else [each[models.unseen] for each in training]
-    )
-    return {"seen": [each[~models.unseen] for each in training], "unseen": unseen}
+    parts = [[each[models.unseen] for each in training]]
+    if models.test:
+        parts.append((models.test.images, *owners(models.test.names)))
+    return tuple(map(np.concatenate, zip(*parts)))
+
+
+def check_levels(models, prior, *levels):
+    """Raise UserError if some of the levels (N,) of slices are higher than the prior of Models knows."""
+    if prior.levels and max(each.max() for each in levels if len(each)) >= prior.levels:
+        raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
 
 
 def people_of(models):
@@ -132,8 +138,7 @@ def make(models, samples, temperatures, seed, study):
         names_held_out, held_out_codes = test.names, Codes(vqvae.encode(test.images), *owners(test.names))
     else:
         names_held_out, held_out_codes = np.array(training.names)[unseen], codes_of_training.take(unseen)
-    if prior.levels and max(codes_of_training.levels.max(), held_out_codes.levels.max()) >= prior.levels:
-        raise UserError(f"{models.folder}: knows levels 0 to {prior.levels - 1}, but some slices here are higher")
+    check_levels(models, prior, codes_of_training.levels, held_out_codes.levels)
     sets = {"training": codes_of_training.take(~unseen)}
     if unseen.any():
         sets["validation"] = codes_of_training.take(unseen)

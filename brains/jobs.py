@@ -192,6 +192,13 @@ def finish(job, preset, models, trainings, mean, variance):
 
     `trainings` are the Trainings by stage. Only the worker that writes does so; the others return None.
     """
+    networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
+    usual = None
+    if "pixelcnn" in networks:  # on all workers, since networks are built by all or none
+        print("measuring what is usual in held-out slices", flush=True)
+        used = [weights.as_used(networks[part]) for part in ("vqvae", "pixelcnn")]
+        where = (job.images, job.levels, job.seen, job.unseen)
+        usual = measure_usual(*used, views_of(preset.mirrored), *where, job.seed)
     if tf.distribute.get_strategy().cluster_resolver:
         devices.of_all(tf.distribute.get_strategy(), 0.0)  # no worker still reads what is deleted here
     if not devices.writes():
@@ -212,13 +219,6 @@ def finish(job, preset, models, trainings, mean, variance):
     content |= {"seed": job.seed, "precision": job.precision, "recipe": dataclasses.asdict(preset)}
     content["versions"] = {"python": platform.python_version()}
     content["versions"] |= {name: version(name) for name in ("tensorflow", "keras", "numpy")}
-    networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
-    usual = None
-    if "pixelcnn" in networks:
-        print("measuring what is usual in held-out slices", flush=True)
-        used = (weights.as_used(networks[part]) for part in ("vqvae", "pixelcnn"))
-        where = (job.images, job.levels, job.seen, job.unseen)
-        usual = measure_usual(*used, views_of(content), *where, job.seed)
     weights.save_set(models, networks, content, mean.astype(np.float32), usual)
     shutil.rmtree(job.checkpoints)
     print(f"weights in {models}")

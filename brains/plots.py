@@ -92,14 +92,14 @@ def tissue_pictures(images, labels):
 
 
 def heat_pictures(values, top):
-    """Return maps (N, H, W) as pictures (N, H, W, 3) uint8: black for 0, white for `top` and above."""
+    """Return maps (N, H, W) as pictures (N, H, W, 3) uint8: black for 0, pale yellow for `top` and above."""
     return matplotlib.colormaps["inferno"](np.clip(values[:SHOWN] / top, 0, 1), bytes=True)[..., :3]
 
 
 def map_pictures(images, maps, top):
     """Return images (N, H, W, 1) with maps (N, H, W) over them, the opaquer the higher: (N, H, W, 3) uint8."""
     opacity = np.clip(maps[:SHOWN, ..., None] / top, 0, 1)
-    return np.uint8((1 - opacity) * grey_pictures(images) + opacity * heat_pictures(maps, 1.25 * top))
+    return np.uint8((1 - opacity) * grey_pictures(images) + opacity * heat_pictures(maps, top))
 
 
 def mosaic(panels, labels=()):
@@ -185,7 +185,7 @@ def draw_distances(correlations):
 
 
 def draw_anomalies(example, kinds, top):
-    """Draw an `anomalies.Example`, whose lesions are of these kinds; its maps are white at `top`."""
+    """Draw an `anomalies.Example`, whose lesions are of these kinds; its maps go from 0 to `top`."""
     panels = {"real slice": grey_pictures(example.healthy), "with a lesion": grey_pictures(example.images)}
     panels["where it is"] = heat_pictures(example.masks, 1)
     panels |= {"restoration": grey_pictures(example.restored), "map": map_pictures(example.images, example.maps, top)}

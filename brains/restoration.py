@@ -21,6 +21,7 @@ from brains.surprise import bits_of_codes
 FLAGGED = 0.05  # share of the codes of held-out people that are as surprising as those that are drawn anew
 NEAR, FINE = 1.5, 1.0  # pixels over which differences are averaged, and below which is grain
 WIDE = 2.0  # pixels over which surprise, grain and the map are averaged
+PORTION = 64  # slices restored at a time, to spare memory
 
 
 class Restored(NamedTuple):
@@ -38,18 +39,27 @@ class Restored(NamedTuple):
     parts: np.ndarray
 
 
-def restore(vqvae, prior, images, levels, views, limit, seed):
+def restore(vqvae, prior, images, levels, views, limit, seed, progress=iter):
     """Draw the codes that cost more than `limit` bits anew, in each of the Views; returns what is Restored.
 
-    `images` (N, 128, 128, 1) float32 in [-0.5, 0.5] are slices of levels (N,). The same seed gives the same draws.
+    `images` (N, 128, 128, 1) float32 in [-0.5, 0.5] are slices of levels (N,). What is drawn for a slice depends on the
+    seed and not on the other slices. `progress` wraps the iteration over portions of them, as tqdm does.
     """
+    portions = progress([slice(start, start + PORTION) for start in range(0, len(images), PORTION)])
+    found = [_restore(vqvae, prior, images[part], levels[part], views, limit, seed) for part in portions]
+    *others, parts = zip(*found)
+    return Restored(*map(np.concatenate, others), np.concatenate(parts, axis=1))
+
+
+def _restore(vqvae, prior, images, levels, views, limit, seed):
     costs, flags, surprise, restorations = [], [], [], []
     for number, view in enumerate(views):
         codes = vqvae.encode(view.of(images))
         cost = bits_of_codes(prior, codes, levels)
         flagged = cost > limit
         if flagged.any():
-            codes = sampling.redraw(prior, codes, flagged, (seed, number), levels=levels)
+            uniforms = np.random.default_rng((seed, number)).random(prior.grid, np.float32)
+            codes = sampling.redraw(prior, codes, flagged, np.broadcast_to(uniforms, codes.shape), levels)
         restorations.append(view.back(vqvae.decode(codes)))
         surprise.append(view.back(_enlarged(cost)))
         costs.append(cost)

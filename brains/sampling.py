@@ -23,18 +23,17 @@ def sample(pixelcnn, num, seed, temperature=1.0, levels=None, progress=iter):
     (num,) are slice levels, for a prior that knows them (default: spread evenly over all). `progress` wraps the
     iteration over batches, as tqdm does.
     """
-    levels = spread_levels(pixelcnn, num) if levels is None else levels
-    everywhere = np.ones((num, *pixelcnn.grid), bool)
-    return redraw(pixelcnn, np.zeros(everywhere.shape, np.int32), everywhere, seed, temperature, levels, progress)
+    uniforms = np.random.default_rng(seed).random((num, *pixelcnn.grid), np.float32)
+    levels = spread_levels(pixelcnn, num) if levels is None else np.asarray(levels, np.int32)
+    none = np.zeros(uniforms.shape, np.int32)
+    return redraw(pixelcnn, none, none == 0, uniforms, levels, temperature, progress)
 
 
-def redraw(pixelcnn, codes, flagged, seed, temperature=1.0, levels=None, progress=iter):
+def redraw(pixelcnn, codes, flagged, uniforms, levels, temperature=1.0, progress=iter):
     """Return codes (N, h, w) int32 of which those flagged (N, h, w) bool are drawn anew, each given those before it.
 
-    The other arguments are those of `sample`.
+    They are drawn by the uniform numbers (N, h, w) float32 in [0, 1). The others are as in `sample`.
     """
-    uniforms = np.random.default_rng(seed).random(codes.shape, np.float32)
-    levels = np.zeros(len(codes), np.int32) if levels is None else np.asarray(levels, np.int32)
     size = int(np.clip(-(-len(codes) // devices.cores()), FEWEST, MOST))  # every core gets a batch, unless tiny
 
     def draw(chosen, stop):

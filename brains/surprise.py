@@ -22,28 +22,36 @@ class View(NamedTuple):
 
     def of(self, images):
         """Return images (N, 128, 128, 1) as they are seen."""
-        images = images[:, ::-1] if self.mirrored else images
-        return np.roll(images, (self.down, self.right), axis=(1, 2))
+        return _moved(images[:, ::-1] if self.mirrored else images, self.down, self.right)
 
     def back(self, maps):
         """Return maps (N, 128, 128, ...) of what is seen as they lie on the slice."""
-        maps = np.roll(maps, (-self.down, -self.right), axis=(1, 2))
+        maps = _moved(maps, -self.down, -self.right)
         return maps[:, ::-1] if self.mirrored else maps
+
+
+def _moved(arrays, down, right):
+    """Return arrays (N, H, W, ...) moved by -1, 0 or 1 pixel along both axes, as those that the prior learned from."""
+    height, width = arrays.shape[1:3]
+    padded = np.pad(arrays, ((0, 0), (1, 1), (1, 1), *(arrays.ndim - 3) * ((0, 0),)), mode="edge")
+    return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
 MOVES = ((0, 0), (1, 1), (-1, -1), (1, -1))
 VARIED = tuple(View(mirrored, *move) for move in MOVES for mirrored in (False, True))
 
 
-def views_of(content):
-    """Return the Views, the first one as it is, that models know, of which config.json has this content."""
-    return VARIED if content["data"].get("mirrored") else len(VARIED) * (View(),)
+def views_of(mirrored):
+    """Return the Views, first a slice as it is, that a prior knows. It has learned `mirrored` and moved ones or not."""
+    return VARIED if mirrored else len(VARIED) * (View(),)
 
 
 def bits_of_codes(pixelcnn, codes, levels):
     """Return the bits (N, h, w) float32, -log2 p, that a prior needs for codes (N, h, w) of slices of levels (N,)."""
     nats = _nats_of(pixelcnn)
-    return modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes))) / np.log(2)
+    return modules.in_batches(lambda part: nats(codes[part], levels[part]), np.arange(len(codes))) / np.float32(
+        np.log(2)
+    )
 
 
 def bits(pixelcnn, codes, levels):

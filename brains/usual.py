@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from brains.config import SIZE
-from brains.restoration import FLAGGED, WIDE, restore, smooth
+from brains.restoration import FLAGGED, PORTION, WIDE, restore, smooth
 from brains.surprise import bits_of_codes
 
-MEASURED = 320  # held-out slices, at most, of which maps are made: many times 2^16 pixels
-PORTION = 64  # of them at a time
-NEAR = 1  # levels up and down whose slices count as of one level
+MEASURED, READ = 320, 4096  # held-out slices, at most, that give the scale of maps; others that tell how levels look
+AROUND = 1  # levels up and down whose slices count as of one level
 CELL = 4  # pixels a side of the cells from whose light a level is read
 SCALE = np.linspace(0, 16, 129)  # bits of a map
 
@@ -46,8 +45,8 @@ class Usual(NamedTuple):
 
         That is the percentage (N,) of them that cost less, and bits over the highest of theirs (N,).
         """
-        near = [self.bits[np.abs(self.levels - level) <= NEAR] for level in levels]
-        near = [each if len(each) else self.bits for each in near]
+        gaps = [np.abs(self.levels - level) for level in levels]
+        near = [self.bits[gap <= max(AROUND, gap.min())] for gap in gaps]
         lower = [100 * np.mean(each < cost) for each, cost in zip(near, bits)]
         return np.array(lower), np.array([cost / each.max() for each, cost in zip(near, bits)])
 
@@ -69,35 +68,28 @@ def _cells(images):
     return images.reshape(len(images), side, CELL, side, CELL).mean(axis=(2, 4)).reshape(len(images), -1)
 
 
-def _in_portions(function, chosen):
-    return [function(part) for part in np.array_split(chosen, -(-len(chosen) // PORTION))]
-
-
 def measure_usual(vqvae, prior, views, images, levels, seen, unseen, seed):
     """Measure what is Usual in images (N, 128, 128, 1) of levels (N,), by the Views that the prior knows.
 
     `unseen` are the indices of those of held-out people, and `seen` those from which it is learned to read levels.
     """
+    from sklearn.linear_model import RidgeCV  # takes long to import
 
-    def costs(chosen):
-        return bits_of_codes(prior, vqvae.encode(images[chosen]), levels[chosen])
-
-    def parts_of(chosen):
-        return restore(vqvae, prior, images[chosen], levels[chosen], views, limit, seed).parts
+    def some(indices, number):
+        return np.sort(np.random.default_rng(seed).permutation(indices)[:number])
 
     def quantiles(values):
         return np.quantile(values, 1 - 2.0**-SCALE)
 
-    from sklearn.linear_model import RidgeCV  # takes long to import
-
-    bits = np.concatenate(_in_portions(costs, unseen))
+    portions = np.array_split(unseen, -(-len(unseen) // PORTION))
+    bits = np.concatenate([bits_of_codes(prior, vqvae.encode(images[part]), levels[part]) for part in portions])
     limit = np.quantile(bits, 1 - FLAGGED)
-    some = np.sort(np.random.default_rng(seed).permutation(unseen)[:MEASURED])
-    parts = np.concatenate(_in_portions(parts_of, some), axis=1)
+    chosen = some(unseen, MEASURED)
+    parts = restore(vqvae, prior, images[chosen], levels[chosen], views, limit, seed).parts
     scales = np.array([quantiles(part) for part in parts])
     greatest = quantiles(_greatest_of(parts, scales))
-    cells = np.concatenate(_in_portions(lambda chosen: _cells(images[chosen]), seen))
-    ridge = RidgeCV(np.geomspace(0.1, 1000, 5)).fit(cells, levels[seen])
+    chosen = some(seen, READ)
+    ridge = RidgeCV(np.geomspace(0.1, 1000, 5)).fit(_cells(images[chosen]), levels[chosen])
     reading = np.concatenate([[ridge.intercept_], ridge.coef_])
     values = (limit, scales, greatest, bits.sum(axis=(1, 2)), levels[unseen], reading)
     return Usual(*(np.asarray(each, np.float32) for each in values))

@@ -3,7 +3,6 @@
 import csv
 import functools
 import glob
-import gzip
 import hashlib
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from brains.cli import UserError, make_folder, note, reason, short, writing, written
+from brains.cli import UserError, make_folder, note, reason, short, writing
 from brains.config import LEVELS, ROOT, TOP_FOLDER
 from brains.names import is_litter, mask_of, natural_order, split_folder
 
@@ -207,46 +206,7 @@ def is_volume(path):
     return path.name.lower().endswith(SUFFIXES)
 
 
-class Scan:
-    """The `slices` (LEVELS, CANVAS, CANVAS) uint8 of the head in a volume's file, and where they lie.
-
-    `orientation` is that of `load_volume`. Raises UserError if the file is broken or holds no such head.
-    """
-
-    def __init__(self, path, orientation="RAS"):
-        self.path, self.orientation = path, orientation
-        try:
-            volume, self.sides = load_volume(path, orientation)
-            self.slices, likeness, self.scale, self.centre = cut(volume, self.sides)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        if likeness is not None and likeness < LIKE:
-            note(f"note: {path}: likeness {likeness:.3f} to a head; see --orientation")
-        self.shape = volume.shape
-
-    def save(self, target, maps):
-        """Write maps (LEVELS, H, W) of the slices, of any size, as a .nii.gz in the space of the volume, else 0.
-
-        Raises UserError if the file cannot be written.
-        """
-        import nibabel
-        from scipy.ndimage import affine_transform
-
-        canvas = np.array([CANVAS, CANVAS, LEVELS])
-        shrink = np.array([*maps.shape[1:], LEVELS]) / canvas
-        step = shrink * self.scale * self.sides  # from a voxel to the next, in pixels of the maps
-        corner = self.centre - (canvas - 1) / 2 / (self.scale * self.sides)
-        offset = (shrink - 1) / 2 - corner * step  # the centre of a pixel is not that of the first one under it
-        stack = np.moveaxis(np.float32(maps), 0, 2)
-        values = affine_transform(stack, step, offset, output_shape=self.shape, order=1, mode="grid-constant")
-        image = nibabel.load(self.path)
-        lies, as_read = _how_it_lies(image, self.orientation)[0], nibabel.orientations.axcodes2ornt("RAS")
-        values = nibabel.apply_orientation(values, nibabel.orientations.ornt_transform(as_read, lies))
-        with written(target) as part:
-            part.write_bytes(gzip.compress(nibabel.Nifti1Image(values, image.affine).to_bytes()))
-
-
-def _how_it_lies(image, orientation):
+def how_it_lies(image, orientation):
     """Return the orientation (3, 2) of an image's axes in nibabel's form, and whether the file itself says it."""
     import nibabel
 
@@ -269,7 +229,7 @@ def load_volume(path, orientation="RAS"):
         if len(shape) < 3 or any(side != 1 for side in shape[3:]):
             raise UserError(f"holds an array of shape {shape}, not one volume")
         volume = np.asarray(image.dataobj, np.float32).reshape(shape[:3])
-        lies, knows = _how_it_lies(image, orientation)
+        lies, knows = how_it_lies(image, orientation)
         volume = nibabel.apply_orientation(volume, lies)
     except UserError:
         raise

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import numpy as np
 import modules
 from brains import config, sharp, tissue
 from brains.backend import keras
-from brains.cli import UsageError, UserError, short, writing
+from brains.cli import UsageError, UserError, short, writing, written
 from brains.usual import Usual
 from dataset import load_image, save_image
 
 CONFIG, MEAN_IMAGE, USUAL = "config.json", "mean_image.png", "usual.npz"
 REMEDY = "restore it or run train.py"
+REMEASURE = "`python evaluate.py --anomalies`, which needs the training slices, measures it anew"
 # Each part of a set, and what it learned from.
 TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn", "segmenter": None}
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
@@ -110,22 +112,33 @@ def load_mean_image(folder):
 def load_usual(folder):
     """Return what is Usual to the prior of the set in `folder`. Raises UserError if that is missing or broken."""
     pixelcnn, path = _part(folder, "pixelcnn", load_config(folder)), _current(folder) / USUAL
-    if not path.is_file():
-        raise UserError(f"{short(path)}: missing; {REMEDY}")
+    if not has_usual(folder):
+        raise UserError(f"{short(path)}: missing; {REMEASURE}")
     try:
         with np.load(path) as kept:
             trained_on, usual = str(kept["trained_on"]), Usual(*(kept[name] for name in Usual._fields))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{short(path)}: broken; {REMEDY}") from error
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{short(path)}: broken; delete it; {REMEASURE}") from error
     if trained_on != pixelcnn.get("sha256"):
-        raise UserError(f"{short(path)}: measured with another PixelCNN; {REMEDY}")
+        why = "measured with another PixelCNN"
+        raise UserError(f"{short(path)}: {why}; delete it; {REMEASURE}")
     return usual
 
 
-def save_usual(path, usual, trained_on):
-    """Write what is Usual to the PixelCNN whose weights have the sha256 `trained_on`."""
+def has_usual(folder):
+    """Return whether the set in `folder` says what is usual."""
+    return (_current(folder) / USUAL).is_file()
+
+
+def add_usual(folder, usual):
+    """Add what is Usual to the prior to the set in `folder`. Raises UserError if it cannot be written."""
+    with written(_current(folder) / USUAL) as part:
+        _write_usual(part, usual, load_config(folder))
+
+
+def _write_usual(path, usual, content):
     with open(path, "wb") as file:
-        np.savez_compressed(file, trained_on=trained_on, **usual._asdict())
+        np.savez_compressed(file, trained_on=content["pixelcnn"]["sha256"], **usual._asdict())
 
 
 def load_temperature(folder):
@@ -145,18 +158,18 @@ def describe(model):
     return {"class": type(model.config).__name__.removesuffix("Config"), **asdict(model.config)}
 
 
-def copy_of(vqvae):
-    """Return another VQVAE or UNet with the same weights, built by the dtype policy in force."""
-    copy = build(describe(vqvae))
-    copy.set_weights(vqvae.get_weights())
+def copy_of(network):
+    """Return another network with the same description and weights, built by the dtype policy in force."""
+    copy = build(describe(network))
+    copy.set_weights(network.get_weights())
     return copy
 
 
-def as_used(vqvae):
-    """Return a copy of a VQVAE or UNet in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
+def as_used(network):
+    """Return a copy of a network in float32, as all scripts use it: in bfloat16 one code of thirty differs."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
-    copy = copy_of(vqvae)
+    copy = copy_of(network)
     keras.config.set_dtype_policy(policy)
     return copy
 
@@ -207,7 +220,7 @@ def save_set(folder, models, content, mean_image, usual=None):
             if TRAINED_ON[part]:
                 content[part]["trained_on"] = content[TRAINED_ON[part]]["sha256"]
         if usual:
-            save_usual(staging / USUAL, usual, content["pixelcnn"]["sha256"])
+            _write_usual(staging / USUAL, usual, content)
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
