@@ -103,7 +103,7 @@ class Finder(NamedTuple):
         error = np.abs(images - self.vqvae.decode(self.vqvae.encode(images)))[..., 0]
         return {
             "map": self.usual.map(found.parts),
-            "restoration times surprise": found.parts[0],
+            "difference and surprise": found.parts[0],
             "surprise": found.surprise,
             "brightness": smooth(images[..., 0], WIDE),
             "distance to the mean": smooth(self.normal.distance(images, levels), WIDE),

@@ -67,7 +67,7 @@ def _restore(vqvae, prior, images, levels, views, limit, seed):
     surprise = np.mean(surprise, axis=0)
     changed = np.abs(smooth((images - np.mean(restorations, axis=0))[..., 0], NEAR))
     grain = _grain(images) - np.mean([_grain(each) for each in restorations], axis=0)
-    parts = np.float32([changed * smooth(surprise, WIDE), grain, -grain])
+    parts = np.float32([changed * np.sqrt(smooth(surprise, WIDE)), grain, -grain])
     return Restored(costs[0].sum(axis=(1, 2)), surprise, np.mean(flags, axis=0), restorations[0], parts)
 
 

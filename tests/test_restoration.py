@@ -344,7 +344,7 @@ def test_anomalies_are_measured_by_kind_and_size(program, sharp, miniature, tmp_
     figures = about["figures"]
     assert set(figures) == {
         "map",
-        "restoration times surprise",
+        "difference and surprise",
         "surprise",
         "brightness",
         "distance to the mean",
