@@ -176,18 +176,14 @@ def measure_anomalies(args):
         finder, scene = prepare_finder(models, args.seed)
         progress = functools.partial(tqdm, desc=f"planting, {models.folder.name}", leave=False, disable=None)
         results = anomalies.measure(finder, scene, progress)
-        means = anomalies.means_by_kind(results)
-        print(
-            f"{models.folder.name}: average precision in {len(scene.images)} slices, mean over sizes",
-            table(means),
-            sep="\n",
-        )
-        figures = {way: {} for way in results}
-        for way, by_kind in results.items():
-            for (kind, size), row in by_kind.items():
-                for name, each in row.items():
-                    figures[way].setdefault(name, {})[f"{kind}, {size}"] = each.figure
-        print(f"\n{models.folder.name}: the map, by kind and size", table(figures["map"]), sep="\n")
+        means, figures = anomalies.means_by_kind(results), {}
+        for way, columns in results.items():
+            figures[way] = {
+                name: {", ".join(key): each.figure for key, each in column.items()} for name, column in columns.items()
+            }
+        name, number = models.folder.name, len(scene.images)
+        print(f"{name}: average precision in {number} slices, mean over sizes", table(means), sep="\n")
+        print(f"\n{name}: the map, by kind and size", table(figures["map"]), sep="\n")
         dementia = measure_dementia(models, finder, study) if study else {}
         about["models"][str(models.folder)] = {
             "means": as_json(means),

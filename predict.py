@@ -129,10 +129,9 @@ def slices_to_restore(args):
     The levels are a list of (level or None, where that is from). A volume gives slices NAME_slice_K of all levels. The
     Scans are {first slice: (name, Scan)}.
     """
+    names, images, levels, scans = [], [], [], {}
     if args.random:
         names, images = random_slices(args.random, args.seed, args.data, args.url)
-        return names, images, [(named_level(name), "name") for name in names], {}
-    names, images, levels, scans = [], [], [], {}
     for path, stem in zip(args.paths, distinct_stems(args.paths)):
         if volumes.is_volume(path):
             if args.level is not None:
@@ -144,14 +143,21 @@ def slices_to_restore(args):
         else:
             names.append(stem)
             images.append(dataset.load_image(path))
-            named = named_level(stem)
-            levels.append((args.level, "--level") if args.level is not None else (named, "name"))
-    levels = [(None, "image") if level is None else (level, source) for level, source in levels]
+            levels.append(level_told(stem, args.level))
+    levels = levels or [level_told(name, args.level) for name in names]
     unnamed = [name for name, (level, _) in zip(names, levels) if level is None]
     if unnamed:
         several = f" and {len(unnamed) - 1} more" if unnamed[1:] else ""
         note(f"note: {unnamed[0]}{several}: no level in the name (slice_K), so it is read from the image; see --level")
     return names, np.stack(images), levels, scans
+
+
+def level_told(name, level):
+    """Return the level of a slice and where it is from: `level`, or that in its name, else None."""
+    if level is not None:
+        return level, "--level"
+    named = named_level(name)
+    return named, "image" if named is None else "name"
 
 
 def tell_tissue(names, images, models, out):

@@ -112,7 +112,7 @@ class Finder(NamedTuple):
 
 
 def measure(finder, scene, progress=iter):
-    """Return how well lesions planted in a Scene are found, {way: {(kind, size): {figure: Resampled}}}."""
+    """Return how well lesions planted in a Scene are found, {way: {figure: {(kind, size): Resampled}}}."""
     healthy, results = finder.scores(scene.images, scene.levels), {}
     for kind, size in progress([(kind, size) for kind in lesions.KINDS for size in lesions.SIZES]):
         planted = lesions.plant(kind, lesions.SIZES[size], scene.images, scene.others, finder.seed)
@@ -121,17 +121,17 @@ def measure(finder, scene, progress=iter):
             highest = [np.quantile(each, 1 - UNUSUAL, axis=(1, 2)) for each in (healthy[way], scores)]
             truth, groups = np.repeat([False, True], len(scene.groups)), np.tile(scene.groups, 2)
             figures["AUROC by slice"] = detection(np.concatenate(highest), truth, groups)["AUROC"]
-            results.setdefault(way, {})[kind, size] = figures
+            for name, figure in figures.items():
+                results.setdefault(way, {}).setdefault(name, {})[kind, size] = figure
     return results
 
 
 def means_by_kind(results):
     """Return the mean average precision over sizes, {kind: {way: Figure}}, and over kinds, of what `measure` gives."""
     columns = {}
-    for way, by_kind in results.items():
-        found = {key: figures["average precision"] for key, figures in by_kind.items()}
+    for way, figures in results.items():
         for kind in (*lesions.KINDS, "mean"):
-            parts = [each for (name, _), each in found.items() if kind in (name, "mean")]
+            parts = [each for (name, _), each in figures["average precision"].items() if kind in (name, "mean")]
             columns.setdefault(kind, {})[way] = Resampled(*(np.mean(part, axis=0) for part in zip(*parts))).figure
     return columns
 

@@ -52,23 +52,24 @@ def restore(vqvae, prior, images, levels, views, limit, seed, progress=iter):
 
 
 def _restore(vqvae, prior, images, levels, views, limit, seed):
-    costs, flags, surprise, restorations = [], [], [], []
-    for number, view in enumerate(views):
-        codes = vqvae.encode(view.of(images))
-        cost = bits_of_codes(prior, codes, levels)
-        flagged = cost > limit
-        if flagged.any():
-            uniforms = np.random.default_rng((seed, number)).random(prior.grid, np.float32)
-            codes = sampling.redraw(prior, codes, flagged, np.broadcast_to(uniforms, codes.shape), levels)
-        restorations.append(view.back(vqvae.decode(codes)))
-        surprise.append(view.back(_enlarged(cost)))
-        costs.append(cost)
-        flags.append(flagged.mean(axis=(1, 2)))
-    surprise = np.mean(surprise, axis=0)
-    changed = np.abs(smooth((images - np.mean(restorations, axis=0))[..., 0], NEAR))
-    grain = _grain(images) - np.mean([_grain(each) for each in restorations], axis=0)
+    codes = vqvae.encode(np.concatenate([view.of(images) for view in views]))
+    cost = bits_of_codes(prior, codes, np.tile(levels, len(views)))
+    flagged = cost > limit
+    uniforms = [np.random.default_rng((seed, number)).random(prior.grid, np.float32) for number in range(len(views))]
+    drawn = sampling.redraw(
+        prior, codes, flagged, np.repeat(uniforms, len(images), axis=0), np.tile(levels, len(views))
+    )
+    restored, surprise = (_by_view(each, views) for each in (vqvae.decode(drawn), _enlarged(cost)))
+    grain = _grain(images[..., 0]) - np.mean([_grain(each[..., 0]) for each in restored], axis=0)
+    changed, surprise = np.abs(smooth((images - restored.mean(axis=0))[..., 0], NEAR)), surprise.mean(axis=0)
     parts = np.float32([changed * np.sqrt(smooth(surprise, WIDE)), grain, -grain])
-    return Restored(costs[0].sum(axis=(1, 2)), surprise, np.mean(flags, axis=0), restorations[0], parts)
+    bits, share = cost[: len(images)].sum(axis=(1, 2)), flagged.reshape(len(views), len(images), -1).mean(axis=(0, 2))
+    return Restored(bits, surprise, share, restored[0], parts)
+
+
+def _by_view(arrays, views):
+    """Return arrays (V N, 128, 128, ...), N of each View, as they lie on the slices (V, N, 128, 128, ...)."""
+    return np.stack([view.back(each) for view, each in zip(views, np.split(arrays, len(views)))])
 
 
 def _enlarged(grids):
@@ -81,7 +82,6 @@ def smooth(maps, sigma):
     return gaussian_filter(maps, (0, sigma, sigma))
 
 
-def _grain(images):
-    """Return the logarithm of the energy (N, 128, 128) of what is finer than FINE in images (N, 128, 128, 1)."""
-    light = images[..., 0]
+def _grain(light):
+    """Return the logarithm of the energy (N, H, W) of what is finer than FINE in light (N, H, W)."""
     return np.log(smooth((light - smooth(light, FINE)) ** 2, WIDE) + 1e-5)  # below that is rounding
