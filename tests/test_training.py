@@ -33,6 +33,7 @@ def test_training_stores_a_whole_set(trained, program):
         "config.json",
         "mean_image.png",
         "pixelcnn.weights.h5",
+        "usual.npz",
         "vqvae.weights.h5",
     ]
     assert not list(trained.parent.glob("*.*"))  # no checkpoint is left
