@@ -67,12 +67,12 @@ class VectorQuantizer(layers.Layer):
         return ops.take(self.codebook, codes, axis=0)
 
 
-def build_encoder(config, blocks=()):
+def build_encoder(config, blocks=(), channels=1):
     """Return the network from slices (128, 128, 1) to latents (8, 8, 16); sizes by a VQVAEConfig.
 
-    The sharp VQ-VAE has further `blocks` of layers where the grid has its last size.
+    Larger VQ-VAEs have further `blocks` of layers where the grid has its last size, and slices as `channels`.
     """
-    parts = [keras.Input((config.size, config.size, 1))]
+    parts = [keras.Input((config.size, config.size, channels))]
     for i, filters in enumerate(config.filters):
         parts.append(SafeConv2D(filters, 3, strides=2, activation="relu", name=f"down_{i}"))
     parts += [SafeConv2D(config.bottleneck, 3, activation="relu", name="wide"), *blocks]

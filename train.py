@@ -2,6 +2,7 @@
 
     python train.py                   train the faithful models and replace trained_models/faithful
     python train.py --preset sharp    train larger models for slices with texture: trained_models/sharp
+    python train.py --preset head     train models of whole heads, by age and sex: trained_models/head
     python train.py --preset tissue   train a network that tells the tissue of each pixel: trained_models/tissue
     python train.py --resume          continue an interrupted training
 
@@ -14,6 +15,7 @@ stay in use until the new ones are complete.
 import argparse
 import shlex
 import sys
+from pathlib import Path
 
 from brains import cli, config
 
@@ -38,10 +40,15 @@ def parse_arguments(arguments=None):
     add("--precision", choices=("auto", "float32", "mixed_bfloat16"), default="auto", help=meaning)
     meaning = "give the same result to the bit for the same seed and machine; slower on GPUs"
     add("--deterministic", action="store_true", help=meaning)
+    meaning = "table of the people's age and sex: the study's CSV or a BIDS participants.tsv (default: that beside the "
+    meaning += "slices, or the study's, fetched if missing); only for the head preset"
+    add("--people", type=Path, metavar="FILE", help=meaning)
     cli.add_data_arguments(parser)
     cli.add_model_arguments(parser, presets=tuple(config.PRESETS))
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
+    if args.people and args.preset != "head":
+        parser.error(f"--people does not go with --preset {args.preset}")
     return args, cli.choose_preset(parser, args)
 
 
@@ -54,7 +61,7 @@ import functools
 import numpy as np
 
 import modules
-from brains import jobs, loop, plots, reports, stages, stream, tissue
+from brains import headstages, jobs, loop, plots, reports, stages, stream, tissue
 from brains.backend import keras, ops
 from brains.codebook import cluster_latents
 from brains.config import FIGURES
@@ -167,13 +174,18 @@ def train_pixelcnn(job, preset, vqvae, codes):
     return loop.fit(training, gradients, read, len(job.seen), figures_of, line_of)
 
 
-TRAIN = {"faithful": train_faithful, "sharp": stages.train_sharp, "tissue": tissue.train_tissue}
+TRAIN = {
+    "faithful": train_faithful,
+    "sharp": stages.train_sharp,
+    "head": headstages.train_head,
+    "tissue": tissue.train_tissue,
+}
 
 
 def main(arguments=None):
     args, preset = parse_arguments(arguments)
     try:
-        options = ("validation_share", "seed", "resume", "precision", "deterministic")
+        options = ("validation_share", "seed", "resume", "precision", "deterministic", "people")
         options = {name: getattr(args, name) for name in options}
         with jobs.start(args.preset, args.models, args.out, args.data, args.url, **options) as job:
             content = jobs.finish(job, preset, args.models, *TRAIN[args.preset](job, preset))

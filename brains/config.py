@@ -76,6 +76,31 @@ class SharpVQVAEConfig:
 
 
 @dataclass(frozen=True)
+class HeadVQVAEConfig:
+    """The VQ-VAE of whole heads, built by `brains.heads.build_vqvae`.
+
+    A head of `levels` slices is cut into slabs of `slab` neighbouring slices. Encoder and decoder also see, or paint,
+    `margin` slices on either side of a slab. A cell of its grid has `depth` codes, each from a codebook of its own. The
+    other sizes are as in a SharpVQVAEConfig.
+    """
+
+    levels: int = LEVELS
+    slab: int = 4
+    margin: int = 1
+    depth: int = 8
+    latent_dim: int = 32
+    num_embeddings: int = 1024
+    filters: tuple = (64, 96, 128)
+    decoder_filters: tuple = (96, 64, 32)
+    bottleneck: int = 128
+    residual_blocks: int = 3
+    fine_blocks: int = 1
+    codebook_decay: float = 0.99
+    size: int = SIZE
+    commitment_cost: float = COMMITMENT_COST
+
+
+@dataclass(frozen=True)
 class PixelCNNConfig:
     """The faithful prior, `modules.PixelCNN`, over grids (h, w) of codes."""
 
@@ -97,6 +122,26 @@ class GatedPixelCNNConfig:
     gated_layers: int = 5
     kernel_size: int = 5
     dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class HeadPriorConfig:
+    """The prior of whole heads, `brains.headprior.HeadPrior`.
+
+    `attention` are the indices of the layers after which cells attend to all earlier ones.
+    """
+
+    grid: tuple = (8, 16, 16)
+    depth: int = 8
+    num_embeddings: int = 1024
+    latent_dim: int = 32
+    traits: int = 8
+    filters: int = 192
+    layers: int = 6
+    attention: tuple = (1, 3, 5)
+    heads: int = 4
+    wide: int = 256
+    dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -171,6 +216,27 @@ class Sharp:
 
 
 @dataclass(frozen=True)
+class Head:
+    """Models of whole heads: slabs of slices with residual codes, two discriminators, and a prior with age and sex."""
+
+    vqvae_network: HeadVQVAEConfig = HeadVQVAEConfig()
+    discriminator_network: DiscriminatorConfig = DiscriminatorConfig()
+    prior_network: HeadPriorConfig = HeadPriorConfig()
+    vqvae: Schedule = Schedule(epochs=36, batch_size=2, learning_rate=1e-3)
+    adversarial: Schedule = Schedule(epochs=15, batch_size=2, learning_rate=2e-4)
+    pixelcnn: Schedule = Schedule(epochs=60, batch_size=2, learning_rate=1e-3)
+    ssim_weight: float = 0.5
+    discriminator_learning_rate: float = 1e-3
+    adversarial_ssim_weight: float = 0.3
+    adversarial_weight: float = 0.3
+    feature_weight: float = 2.0
+    penalty_weight: float = 0.2
+    temperature: float = 1.0
+    held_out_from: tuple = ("vqvae", "adversarial", "pixelcnn")
+    mirrored: bool = True
+
+
+@dataclass(frozen=True)
 class Tissue:
     """A U-Net that tells the tissue of each pixel. It generates nothing."""
 
@@ -180,5 +246,5 @@ class Tissue:
     mirrored: bool = True
 
 
-PRESETS = {"faithful": Faithful(), "sharp": Sharp(), "tissue": Tissue()}
+PRESETS = {"faithful": Faithful(), "sharp": Sharp(), "head": Head(), "tissue": Tissue()}
 GENERATIVE = ("faithful", "sharp")  # those that generate slices

@@ -17,7 +17,7 @@ import dataset
 from brains import cli, devices, loop, stream, weights
 from brains.backend import keras, tf
 from brains.cli import UserError, note
-from brains.config import PRESETS, STAGES
+from brains.config import GENERATIVE, PRESETS, STAGES
 from brains.names import hold_out, owners
 from brains.surprise import views_of
 from brains.usual import measure_usual
@@ -30,12 +30,14 @@ class Job:
     """What the stages of a training share.
 
     `images` (N, 128, 128, 1) float32 are a Store. So are their `masks` (N, 128, 128) uint8, which only a segmenter has;
-    they and their digest are None for others. `levels` (N,) int32 are their places in the head. `seen` are the
+    they and their digest are None for others. `cases` (N,) str are their people, `levels` (N,) int32 their places in the
+    head. `seen` are the
     indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 
     preset: str
     images: stream.Store
+    cases: np.ndarray
     levels: np.ndarray
     seen: np.ndarray
     unseen: np.ndarray
@@ -47,6 +49,8 @@ class Job:
     resume: bool
     checkpoints: Path  # shared by all workers
     scratch: Path  # this worker's own
+    folder: Path  # of the slices
+    people: Path | None = None  # the table of them that is asked for
     masks: stream.Store | None = None
     digest_of_masks: str | None = None
 
@@ -94,7 +98,20 @@ class Job:
 
 
 @contextlib.contextmanager
-def start(preset, models, out, data=None, url=None, *, validation_share, seed, resume, precision, deterministic):
+def start(
+    preset,
+    models,
+    out,
+    data=None,
+    url=None,
+    *,
+    validation_share,
+    seed,
+    resume,
+    precision,
+    deterministic,
+    people=None,
+):
     """Give the Job of a training that will write the set of weights `models`, and figures to the folder `out`.
 
     It is given in the scope of the training's devices. `precision` is a Keras dtype policy, or "auto". What goes wrong
@@ -130,6 +147,7 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
                 preset=preset,
                 images=slices.images,
                 masks=masks,
+                cases=cases,
                 levels=levels,
                 seen=np.flatnonzero(~held_out),
                 unseen=np.flatnonzero(held_out),
@@ -142,6 +160,8 @@ def start(preset, models, out, data=None, url=None, *, validation_share, seed, r
                 resume=resume,
                 checkpoints=checkpoints,
                 scratch=scratch,
+                folder=dataset.find_split("train", data, url),
+                people=people,
             )
     except tf.errors.ResourceExhaustedError as error:
         raise UserError("out of memory; lower the batch size") from error
@@ -194,7 +214,7 @@ def finish(job, preset, models, trainings, mean, variance):
     """
     networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
     usual = None
-    if "pixelcnn" in networks:  # on all workers, since networks are built by all or none
+    if job.preset in GENERATIVE:  # on all workers, since networks are built by all or none
         print("measuring what is usual in held-out slices", flush=True)
         used = [weights.as_used(networks[part]) for part in ("vqvae", "pixelcnn")]
         where = (job.images, job.levels, job.seen, job.unseen)
@@ -206,7 +226,7 @@ def finish(job, preset, models, trainings, mean, variance):
     content = {"preset": job.preset}
     for stage, training in trainings.items():
         epochs = {"epochs": len(training.history), "best_epoch": training.best_epoch}
-        content[stage] = epochs | {"history": training.history}
+        content[stage] = epochs | training.about | {"history": training.history}
     if "pixelcnn" in trainings:
         content["pixelcnn"]["temperature"] = preset.temperature
     if "critic" in trainings:

@@ -21,7 +21,7 @@ class Training:
     figures for each finished epoch. Without a `path` nothing is written. `kept` holds the weights to end with, if these
     are not the last ones: those of the epoch where a figure `monitor` was lowest, or, if `averaged` is set, the mean
     over the steps of the last epoch (Izmailov et al. 2018, arXiv 1803.05407). `others` are further variables that the
-    checkpoint keeps. `schedule` and `seed` are what `fit` goes by.
+    checkpoint keeps. `schedule` and `seed` are what `fit` goes by. `about` is what config.json says of it besides.
     """
 
     def __init__(self, name, model, optimizer, path, settings, *, monitor=None, others=(), schedule=None, seed=None):
@@ -29,7 +29,7 @@ class Training:
         self.settings, self.monitor, self.others = settings, monitor, [*others]
         self.schedule, self.seed = schedule, seed
         optimizer.build(model.trainable_variables)
-        self.history, self.kept, self.averaged = [], {}, False
+        self.history, self.kept, self.averaged, self.about = [], {}, False, {}
 
     @property
     def best_epoch(self):
@@ -200,10 +200,10 @@ def fit(training, gradients, read, count, figures_of, line_of, until=None):
     return training
 
 
-def validator(loss, chosen, *arrays):
+def validator(loss, chosen, *arrays, size=stream.BATCH):
     """Return what `fit` takes as `figures_of`: it adds to the totals the mean figures of a loss on the chosen items.
 
-    The arrays may be Stores, of which only some items are in memory at a time.
+    The arrays may be Stores, of which only some items, `size` of them, are in memory at a time.
     """
     count, examples = len(chosen), [array[chosen[:1]] for array in arrays]
     signature = [tf.TensorSpec((None, *example.shape[1:]), example.dtype) for example in examples]
@@ -212,7 +212,7 @@ def validator(loss, chosen, *arrays):
     def figures_of(totals):
         figures = {name: float(value) for name, value in totals.items()}
         figures |= dict.fromkeys([f"validation_{name}" for name in totals], 0.0)
-        for part in stream.parts(count):
+        for part in stream.parts(count, size):
             for name, value in evaluate(*(array[chosen[part]] for array in arrays)).items():
                 figures[f"validation_{name}"] += (part.stop - part.start) / count * float(value)
         return figures

@@ -79,13 +79,13 @@ def _redraw(pixelcnn, codes, flagged, uniforms, levels, temperature, stop):
         if stop.is_set():
             break
         logits = cache.logits(row, column)
-        drawn = _invert(logits, temperature, uniforms[:, row, column])
+        drawn = invert(logits, temperature, uniforms[:, row, column])
         codes[:, row, column] = np.where(flagged[:, row, column], drawn, codes[:, row, column])
         cache.add(codes[:, row, column], row, column)
     return codes
 
 
-def _invert(logits, temperature, uniforms):
+def invert(logits, temperature, uniforms):
     """Return the codes (N,) at which the cumulative distribution of logits (N, K) passes the uniform numbers (N,)."""
     with np.errstate(over="ignore"):  # at a temperature near 0 all but the likeliest become minus infinity
         weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / max(temperature, np.finfo(np.float32).tiny))

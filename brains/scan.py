@@ -13,6 +13,7 @@ from brains.volumes import CANVAS, LIKE, cut, how_it_lies, load_volume
 class Scan:
     """The `slices` (LEVELS, CANVAS, CANVAS) uint8 of the head in a volume's file, and where they lie.
 
+    `ranges` (LEVELS, 2) are the volume's values for 0 and 255.
     `orientation` is that of `load_volume`. Raises UserError if the file is broken or holds no such head.
     """
 
@@ -20,7 +21,7 @@ class Scan:
         self.path, self.orientation = path, orientation
         try:
             volume, self.sides = load_volume(path, orientation)
-            self.slices, likeness, self.scale, self.centre = cut(volume, self.sides)
+            self.slices, likeness, self.scale, self.centre, self.ranges = cut(volume, self.sides)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if likeness is not None and likeness < LIKE:

@@ -86,18 +86,21 @@ class Residual(layers.Layer):
         return inputs + self.narrow(self.wide(ops.relu(inputs)))
 
 
-def build_decoder(config):
-    """Return the network from quantized latents (16, 16, 32) to slices (128, 128, 1); sizes by a SharpVQVAEConfig."""
+def build_decoder(config, inputs=None, outputs=1):
+    """Return the network from quantized latents (16, 16, 32) to slices (128, 128, 1); sizes by a SharpVQVAEConfig.
+
+    Latents may have other `inputs` channels, and slices other `outputs`.
+    """
     grid = config.size // 2 ** len(config.decoder_filters)
     upward = []
     for i, filters in enumerate(config.decoder_filters):
         upward.append(SafeConv2DTranspose(filters, 3, strides=2, activation="relu", name=f"up_{i}"))
         if i < len(config.decoder_filters) - 1:  # at full size blocks would cost more than everything else
             upward += [Residual(filters, name=f"fine_{i}_{j}") for j in range(config.fine_blocks)]
-    parts = [keras.Input((grid, grid, config.latent_dim))]
+    parts = [keras.Input((grid, grid, inputs or config.latent_dim))]
     parts.append(SafeConv2DTranspose(config.bottleneck, 3, activation="relu", name="wide"))
     parts += [Residual(config.bottleneck, name=f"residual_{i}") for i in range(config.residual_blocks)]
-    parts += [*upward, SafeConv2DTranspose(1, 3, name="image")]
+    parts += [*upward, SafeConv2DTranspose(outputs, 3, name="image")]
     return keras.Sequential(parts, name="decoder")
 
 

@@ -84,9 +84,9 @@ def encode(vqvae, images, path):
     return codes
 
 
-def parts(count):
+def parts(count, size=BATCH):
     """Return slices that cover 0..count-1, each as long as what goes through a network at a time."""
-    return [slice(i, min(count, i + BATCH)) for i in range(0, count, BATCH)]
+    return [slice(i, min(count, i + size)) for i in range(0, count, size)]
 
 
 def moments(images, chosen):

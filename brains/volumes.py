@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from brains.cli import UserError, make_folder, note, reason, short, writing
-from brains.config import LEVELS, ROOT, TOP_FOLDER
+from brains.config import LEVELS, ROOT, SIZE, TOP_FOLDER
 from brains.names import is_litter, mask_of, natural_order, split_folder
 
 CANVAS = 256  # pixels a side of a slice's file, 1 mm each
 ATLAS = (176, 208, 176)  # voxels of 1 mm in which OASIS-1's atlas files hold a head
+HEAD, VOXEL = (SIZE, SIZE, LEVELS), (2, 2, 1)  # the shape, and mm a voxel, of heads that predict.py writes
 REFERENCE = ROOT / "images" / "mean_slices.png"  # mean of all training slices by level
 COARSE = 4  # mm, pixel of the reference
 LIKE = 0.5  # correlation to the mean slices below which a volume may not be a head
@@ -31,6 +32,9 @@ SHARES = {"test": 0.05, "validate": 0.1}  # of the people whose volumes are cut,
 # A file with one session of a person, and that of its labels; and a line of cases.csv: which volume became which case.
 Volume = namedtuple("Volume", "path person session labels", defaults=[None])
 Row = namedtuple("Row", "case person session split file labels likeness scale")
+# Slices cut from a volume, and where: the likeness of the head to the reference (None if the grid tells the place), the
+# factor by which it was enlarged, the centre (3,) of what was cut in voxels, and what 0 and 255 stand for, (LEVELS, 2).
+Cut = namedtuple("Cut", "slices likeness scale centre ranges")
 
 
 def find_volumes(folder, labels=None):
@@ -140,7 +144,7 @@ def _cut_all(found, folder, staging, orientation, tissues):
     for case, (path, person, session, labels) in tqdm(cases, "slicing", len(found), unit="volume", disable=None):
         try:
             volume, sides = load_volume(path, orientation)
-            slices, likeness, scale, centre = cut(volume, sides)
+            slices, likeness, scale, centre, _ = cut(volume, sides)
             masks = []
             if tissues:
                 masks = 85 * cut_labels(labels, orientation, volume, sides, scale, centre, tissues)
@@ -250,21 +254,20 @@ def load_volume(path, orientation="RAS"):
 
 
 def cut(volume, sides):
-    """Cut a volume (X, Y, Z) with voxels of `sides` mm into slices (LEVELS, CANVAS, CANVAS) uint8, as the genuine lie.
+    """Cut a volume (X, Y, Z) with voxels of `sides` mm into slices (LEVELS, CANVAS, CANVAS) uint8; returns the Cut.
 
-    Also returns the correlation to the reference there (None if the atlas grid tells the place), the factor by which
-    the head was enlarged, and the centre (3,) of what was cut, in voxels. Raises UserError if the volume does not hold
-    that part of a head.
+    They lie as the genuine ones do. Raises UserError if the volume does not hold that part of a head.
     """
-    if volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3):
-        likeness, scale, centre = None, 1.0, (np.array(ATLAS) - 1) / 2
-    else:
+    likeness, scale, centre = None, 1.0, (np.array(volume.shape) - 1) / 2
+    own = volume.shape == HEAD and np.allclose(sides, VOXEL, atol=1e-3)
+    if not own and not (volume.shape == ATLAS and np.allclose(sides, 1, atol=1e-3)):
         likeness, scale, centre = place(volume, sides)
-    slices = _slab(volume, scale * sides, centre, order=1)
+    slices = _slab(volume, scale * sides, centre, order=0 if own else 1)
     low, high = slices.min(axis=(1, 2), keepdims=True), slices.max(axis=(1, 2), keepdims=True)
     if np.any(low == high):
         raise UserError("some of the slices that would be cut are empty")
-    return np.round((slices - low) * (255 / (high - low))).astype(np.uint8), likeness, scale, centre
+    grey = np.round((slices - low) * (255 / (high - low))).astype(np.uint8)
+    return Cut(grey, likeness, scale, centre, np.stack([low.ravel(), high.ravel()], axis=1))
 
 
 def _slab(volume, sides, centre, order):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import modules
-from brains import config, sharp, tissue
+from brains import config, headprior, heads, sharp, tissue
 from brains.backend import keras
 from brains.cli import UsageError, UserError, short, writing, written
 from brains.usual import Usual
@@ -31,6 +31,8 @@ TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn", "segment
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
     "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
     "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
+    "HeadVQVAE": (config.HeadVQVAEConfig, heads.HeadVQVAE),
+    "HeadPrior": (config.HeadPriorConfig, headprior.HeadPrior),
     "PixelCNN": (config.PixelCNNConfig, modules.PixelCNN),
     "GatedPixelCNN": (config.GatedPixelCNNConfig, sharp.GatedPixelCNN),
     "Critic": (config.CriticConfig, sharp.Critic),

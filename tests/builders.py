@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import modules
-from brains import config, sharp
+from brains import config, headprior, heads, sharp
 
 
 def make_vqvae(**changes):
@@ -38,3 +38,21 @@ def make_gated(scale=0.5, **changes):
     for weight in pixelcnn.weights:  # far from the uniform distribution
         weight.assign(rng.normal(size=weight.shape) * scale)
     return pixelcnn
+
+
+def make_head_vqvae(**sizes):
+    """Return a small HeadVQVAE of heads (8, 32, 32, 1), whose grid is (2, 4, 4) with 3 codes a cell."""
+    keras.utils.set_random_seed(0)
+    small = {"levels": 8, "size": 32, "depth": 3, "latent_dim": 4, "num_embeddings": 16, "bottleneck": 8}
+    small |= {"filters": (4, 4, 8), "decoder_filters": (8, 4, 4), "residual_blocks": 1}
+    return heads.HeadVQVAE(config.HeadVQVAEConfig(**small | sizes))
+
+
+def make_head_prior(**sizes):
+    """Return a small HeadPrior over grids (2, 3, 4) with 3 codes a cell, whose weights are all drawn."""
+    keras.utils.set_random_seed(0)
+    small = {"grid": (2, 3, 4), "depth": 3, "num_embeddings": 6, "latent_dim": 4, "filters": 8, "layers": 3}
+    prior = headprior.HeadPrior(config.HeadPriorConfig(**small | {"attention": (1,), "heads": 2, "wide": 8} | sizes))
+    rng = np.random.default_rng(0)
+    prior.set_weights([rng.normal(0, 0.5, weight.shape) for weight in prior.get_weights()])
+    return prior

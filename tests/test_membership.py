@@ -70,17 +70,17 @@ def test_slices_of_each_person_are_evenly_spread():
 def test_people_come_from_the_genuine_table_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(people.config, "DATASET", tmp_path)
     monkeypatch.setattr(people, "SOURCES", ("http://127.0.0.1:9/none",))
-    assert people.load_people() is None and "without figures" in capsys.readouterr().err
+    assert people.load_people() is None and "without ages" in capsys.readouterr().err
     content = b"ID,M/F,Age,CDR\nOAS1_0007_MR1,F,74,1\nOAS1_0007_MR2,F,75,1\nOAS1_0012_MR1,M,20,0\n"
     (tmp_path / people.TABLE).write_bytes(content)
     with pytest.raises(people.UserError, match="not the study's table"):
         people.load_people()
     monkeypatch.setattr(people, "DIGEST", hashlib.sha256(content).hexdigest())
-    assert people.load_people() == {"case_007": (74, 1), "case_012": (20, 0)}
+    assert people.load_people() == {"case_007": (74, "F", 1), "case_012": (20, "M", 0)}
     (tmp_path / people.TABLE).rename(tmp_path / "served")
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(people, "SOURCES", (f"{server.url}/404", f"{server.url}/data.zip"))
-        assert people.load_people() == {"case_007": (74, 1), "case_012": (20, 0)}
+        assert people.load_people() == {"case_007": (74, "F", 1), "case_012": (20, "M", 0)}
     assert (tmp_path / people.TABLE).read_bytes() == content
 
 

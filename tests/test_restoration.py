@@ -201,7 +201,7 @@ def test_binned_figures_are_those_of_scikit_learn():
 def test_dementia_is_told_from_bits_among_people_of_one_age(monkeypatch):
     from brains.people import Person
 
-    people = {f"case_{i:03}": Person(70 + i % 3, (0, 0.5, 1)[i % 3]) for i in range(30)}
+    people = {f"case_{i:03}": Person(70 + i % 3, "F", (0, 0.5, 1)[i % 3]) for i in range(30)}
     groups = np.repeat(list(people), 2)
     costs = {case: 100 + 50 * (person.cdr == 1) - 500 * (person.cdr == 0.5) for case, person in people.items()}
     monkeypatch.setattr(anomalies, "bits", lambda prior, codes, levels: np.array([costs[code] for code in codes]))

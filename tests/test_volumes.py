@@ -89,7 +89,7 @@ def test_voxels_need_not_be_cubes(slices):
 
 def test_volume_in_atlas_space_is_cut_and_nothing_else():
     volume = np.random.default_rng(0).random(ATLAS, np.float32)
-    slices, likeness, scale, _ = cut(volume, np.ones(3))
+    slices, likeness, scale, *_ = cut(volume, np.ones(3))
     assert likeness is None and scale == 1
     middle = volume[:, :, 72:104]
     low, high = middle.min(axis=(0, 1)), middle.max(axis=(0, 1))

@@ -1,0 +1,263 @@
+"""The training of the head preset: the order of its stages, what each learns from, and its losses.
+
+A VQ-VAE learns whole heads, then trains on against two discriminators, one of slices and one of sagittal and coronal
+planes. A prior learns the codes of heads, together with age and sex. The held-out cases are kept from every stage.
+"""
+
+import functools
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+import dataset
+import modules
+from brains import headprior, heads, loop, reports, sharp, stream, traits
+from brains.backend import keras, ops, tf
+from brains.cli import UserError, note
+from brains.people import people_of_cases
+from brains.stages import differences, discriminator_losses
+from brains.weights import as_used, copy_of
+
+SLICES, PLANES = 8, 16  # of each head, drawn at random, that the discriminators judge in a step
+
+
+class Heads(NamedTuple):
+    """Whole heads of a Job as arrays: their slices' indices (N, L) by level, and the Persons (N,).
+
+    Indexing gives heads (n, L, 128, 128, 1) float32. `seen` are the indices of those to learn from, and `unseen` of
+    those of the held-out cases.
+    """
+
+    images: stream.Store
+    index: np.ndarray
+    people: list
+    seen: np.ndarray
+    unseen: np.ndarray
+
+    def read(self, chosen):
+        index = self.index[chosen]
+        return self.images[index.ravel()].reshape(*index.shape, *self.images.shape[1:])
+
+
+def whole_heads(job, levels):
+    """Return the Heads of a Job that have one slice of each of so many levels; the others are named and passed by.
+
+    Raises UserError if none, or no held-out one, is whole.
+    """
+    index, cases, broken = [], list(dict.fromkeys(job.cases)), []
+    for case in cases:
+        own = np.flatnonzero(job.cases == case)
+        whole = np.array_equal(np.sort(job.levels[own]), np.arange(levels))
+        index.append(own[np.argsort(job.levels[own])] if whole else None)
+        broken += [] if whole else [case]
+    if broken:
+        several = f" and {len(broken) - 1} more" if broken[1:] else ""
+        note(f"note: {broken[0]}{several}: not one slice of each of {levels} levels; passed by")
+    whole = np.array([case for case in cases if case not in broken])
+    held_out = np.isin(whole, job.held_out_cases)
+    if held_out.all() or not held_out.any():
+        raise UserError(f"too few heads have one slice of each of the levels 0 to {levels - 1}; see dataset.py slices")
+    index = np.array([own for own in index if own is not None])
+    genuine = dataset.is_genuine("train", job.digest_of_slices)
+    people = people_of_cases(whole, job.folder, genuine, job.people)
+    return Heads(job.images, index, people, np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+
+def slices_of(stacks):
+    """Return the slices (N L, H, W, 1) of heads (N, L, H, W, 1)."""
+    return ops.reshape(stacks, (-1, *stacks.shape[2:]))
+
+
+def sagittal(stacks):
+    """Return the planes (N H, L, W, 1) of heads (N, L, H, W, 1) that are parallel to that between left and right."""
+    planes = ops.transpose(stacks, (0, 2, 1, 3, 4))
+    return ops.reshape(planes, (-1, *planes.shape[2:]))
+
+
+def coronal(stacks):
+    """Return the planes (N W, L, H, 1) of heads (N, L, H, W, 1) that are parallel to that between front and back."""
+    planes = ops.transpose(stacks, (0, 3, 1, 2, 4))
+    return ops.reshape(planes, (-1, *planes.shape[2:]))
+
+
+def reconstruction_losses(variance, stacks, reconstructions):
+    """Return the squared error of reconstructions of heads (N, L, H, W, 1), relative to the data's variance, and SSIM."""
+    similarity = modules.ssim_tensor(slices_of(stacks), slices_of(reconstructions))
+    return ops.mean((stacks - reconstructions) ** 2) / variance, ops.mean(similarity)
+
+
+def code_counts(vqvae, codes):
+    """Return how often each code of each codebook occurs in codes (N, S, h, w, depth), (depth K,) as a tensor."""
+    counts = ops.sum(ops.one_hot(codes, vqvae.config.num_embeddings), axis=(0, 1, 2, 3))
+    return ops.reshape(counts, (-1,))
+
+
+def vqvae_loss(vqvae, variance, ssim_weight, stacks):
+    """Return the loss of a HeadVQVAE, and its figures, on heads (N, L, 128, 128, 1)."""
+    reconstructions, codes, quantizer_loss = vqvae(stacks, training=True)
+    reconstruction_loss, similarity = reconstruction_losses(variance, stacks, reconstructions)
+    loss = reconstruction_loss + quantizer_loss + ssim_weight * (1 - similarity)
+    figures = {"loss": loss, "reconstruction_loss": reconstruction_loss, "quantizer_loss": quantizer_loss}
+    return loss, figures | {"code_counts": code_counts(vqvae, codes)}
+
+
+def flipped(stacks, draws):
+    """Mirror each head (N, L, H, W, 1) with probability 1/2: left and right."""
+    return np.where(draws["flip"][:, None, None, None, None] < 0.5, stacks[:, :, ::-1], stacks)
+
+
+def train_vqvae(job, preset, whole, mean, variance):
+    """Train a HeadVQVAE on Heads, whose mean pixel and variance are given; returns its Training."""
+    keras.utils.set_random_seed(job.seed)
+    vqvae = heads.HeadVQVAE(preset.vqvae_network)
+    used = as_used(vqvae)
+    bias = vqvae.decoder.layers[-1].bias
+    bias.assign(np.full(bias.shape, mean))  # as for slices
+    training = job.training(preset, "vqvae", vqvae, loop.adam_along_cosine(preset.vqvae, len(whole.seen)))
+    loss = functools.partial(vqvae_loss, vqvae, variance, preset.ssim_weight)
+    return _fit_vqvae(training, loop.gradients_of(training, loss), whole, used)
+
+
+def _fit_vqvae(training, gradients, whole, used):
+    def read(chosen, draws):
+        return [flipped(whole.read(whole.seen[chosen]), draws)]
+
+    def figures_of(totals):
+        return reports.with_code_usage(totals) | validate(training.model, used, whole)
+
+    return loop.fit(training, gradients, read, len(whole.seen), figures_of, reports.vqvae_line)
+
+
+def validate(vqvae, used, whole):
+    """Return the mean SSIM of a HeadVQVAE's reconstructions of held-out heads, and how sharp these are.
+
+    `used` is a copy of it in float32; it is given the weights.
+    """
+    used.set_weights(vqvae.get_weights())
+    ssim, sharpness, real_sharpness = [], 0, 0
+    for head in whole.unseen:
+        real = whole.read([head])
+        decoded = used.decode(used.encode(real))[0]
+        ssim.append(modules.ssim(real[0], decoded).mean())
+        sharpness, real_sharpness = sharpness + differences(decoded), real_sharpness + differences(real[0])
+    return {"validation_ssim": float(np.mean(ssim)), "sharpness": float(sharpness / real_sharpness)}
+
+
+def judge(discriminator, real, decoded, guide):
+    """Return the losses of a discriminator on images: its own, the VQ-VAE's, feature matching, and the penalty."""
+    with tf.GradientTape() as tape:
+        tape.watch(real)
+        of_real = discriminator(real, guide)
+        verdict = sum(ops.sum(ops.mean(scale[-1], axis=(1, 2, 3))) for scale in of_real)
+    penalty = ops.mean(ops.sum(tape.gradient(verdict, real) ** 2, axis=(1, 2, 3)))
+    return *discriminator_losses(of_real, discriminator(decoded, guide)), penalty
+
+
+def adversarial_gradients(training, frozen, discriminators, optimizer, preset, variance):
+    """Return what `loop.make_step` takes, of heads, for a HeadVQVAE and for discriminators with an optimizer.
+
+    The `frozen` VQ-VAE gives the discriminators their guide. See `stages.adversarial_gradients`.
+    """
+    of_slices, of_planes = discriminators
+
+    def gradients(stacks):
+        vqvae, guide = training.model, frozen(stacks)[0]
+        with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
+            decoded, codes, quantizer_loss = vqvae(stacks, training=True)
+            decoded = ops.maximum(decoded, -0.5)  # so that black is exactly black
+            total, results = ops.shape(stacks)[0], []
+            for discriminator, view, count in (
+                (of_slices, slices_of, SLICES),
+                (of_planes, sagittal, PLANES),
+                (of_planes, coronal, PLANES),
+            ):
+                triple = [view(each) for each in (stacks, decoded, guide)]
+                drawn = tf.random.uniform((count * total,), 0, ops.shape(triple[0])[0], "int32")
+                results.append(judge(discriminator, *(ops.take(each, drawn, axis=0) for each in triple)))
+            hinge, adversarial, feature, penalty = (
+                sum(share * each[i] for share, each in zip((0.5, 0.25, 0.25), results)) for i in range(4)
+            )
+            discriminator_loss = hinge + preset.penalty_weight * penalty
+            reconstruction, similarity = reconstruction_losses(variance, stacks, decoded)
+            loss = reconstruction + quantizer_loss + preset.adversarial_ssim_weight * (1 - similarity)
+            loss += preset.adversarial_weight * adversarial + preset.feature_weight * feature
+        judging = [variable for each in discriminators for variable in each.trainable_variables]
+        painting = vqvae.trainable_variables
+        updates = [(optimizer, discriminator_tape.gradient(discriminator_loss, judging), judging)]
+        updates.append((training.optimizer, tape.gradient(loss, painting), painting))
+        figures = {"loss": loss, "reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+        figures |= {"ssim": similarity, "adversarial_loss": adversarial, "feature_loss": feature}
+        figures |= {"discriminator_loss": hinge}
+        return updates, figures | {"code_counts": code_counts(vqvae, codes)}
+
+    return gradients
+
+
+def train_adversarial(job, preset, whole, vqvae, variance):
+    """Train a HeadVQVAE on against two discriminators; returns its Training."""
+    keras.utils.set_random_seed(job.seed)
+    frozen, used = copy_of(vqvae), as_used(vqvae)
+    discriminators = [sharp.Discriminator(preset.discriminator_network) for _ in range(2)]
+    adam = functools.partial(loop.adam_along_cosine, preset.adversarial, len(whole.seen), beta_1=0.5)
+    optimizer = adam(preset.discriminator_learning_rate)
+    judging = [variable for each in discriminators for variable in each.trainable_variables]
+    optimizer.build(judging)
+    others = [variable for each in discriminators for variable in each.variables] + optimizer.variables
+    training = job.training(preset, "adversarial", vqvae, adam(), follows=frozen.weights, others=others)
+    gradients = adversarial_gradients(training, frozen, discriminators, optimizer, preset, variance)
+    return _fit_vqvae(training, gradients, whole, used)
+
+
+def prior_loss(prior, codes, traits, training=True):
+    """Return the loss of a HeadPrior, in nats a code, and its figures, on codes (N, S, h, w, depth), traits (N, T)."""
+    logits = prior(codes, traits, training=training)
+    nats = modules.cross_entropy(codes, logits)
+    loss, figures = ops.mean(nats), {"accuracy": modules.accuracy(codes, logits)}
+    return loss, {"loss": loss} | figures
+
+
+def train_prior(job, preset, whole, vqvae):
+    """Train a HeadPrior on the codes of Heads and the people's age and sex; returns its Training.
+
+    It learns the codes that the HeadVQVAE, in float32, gives heads once they are changed as `traits.changed` does; those
+    of the held-out heads, as they are, validate.
+    """
+    keras.utils.set_random_seed(job.seed)
+    sizes = {name: getattr(vqvae.config, name) for name in ("depth", "num_embeddings", "latent_dim")}
+    prior = headprior.HeadPrior(replace(preset.prior_network, grid=vqvae.cells, traits=len(traits.TRAITS), **sizes))
+    prior.know([quantizer.codebook for quantizer in vqvae.quantizer.quantizers])
+    adam = loop.adam_along_cosine(preset.pixelcnn, len(whole.seen), beta_2=0.98, clipnorm=1.0)
+    told = traits.traits_of(whole.people)
+    follows = [*vqvae.encoder.weights, prior.codebooks, told]
+    training = job.training(preset, "pixelcnn", prior, adam, monitor="validation_loss", follows=follows)
+
+    training.about = {"people": traits.count_people([whole.people[head] for head in whole.seen])}
+
+    def read(chosen, draws):
+        chosen = whole.seen[chosen]
+        return traits.changed(whole.read(chosen), told[chosen], draws)
+
+    def loss(stacks, told):
+        return prior_loss(prior, vqvae.quantizer.nearest(vqvae.latents(stacks)), told)
+
+    codes = np.concatenate([vqvae.encode(whole.read([head])) for head in whole.unseen])
+    validation_loss = functools.partial(prior_loss, prior, training=False)
+    everyone = np.arange(len(codes))
+    figures_of = loop.validator(validation_loss, everyone, codes, told[whole.unseen], size=heads.PORTION)
+    line_of = functools.partial(reports.prior_line, num_embeddings=prior.num_embeddings)
+    return loop.fit(training, loop.gradients_of(training, loss), read, len(whole.seen), figures_of, line_of)
+
+
+def train_head(job, preset):
+    """Train the head models on the slices of a Job; returns {stage: Training}, the mean image and the variance."""
+    levels, slab = int(job.levels.max()) + 1, preset.vqvae_network.slab
+    if levels % slab:
+        raise UserError(f"heads of {levels} slices cannot be cut into slabs of {slab}; see dataset.py slices")
+    preset = replace(preset, vqvae_network=replace(preset.vqvae_network, levels=levels))
+    whole = whole_heads(job, levels)
+    mean, variance = stream.moments(job.images, job.seen)
+    trainings = {"vqvae": train_vqvae(job, preset, whole, mean.mean(), variance)}
+    trainings["adversarial"] = train_adversarial(job, preset, whole, trainings["vqvae"].model, variance)
+    trainings["pixelcnn"] = train_prior(job, preset, whole, as_used(trainings["vqvae"].model))
+    return trainings, mean, variance
