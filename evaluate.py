@@ -42,7 +42,7 @@ def parse_arguments(arguments=None):
     add("--real", type=Path, metavar="DIR", help=meaning)
     add("--fake", type=Path, metavar="DIR", help="folder of generated images, instead of the models'")
     cli.add_data_arguments(parser)
-    cli.add_model_arguments(parser, presets=(*config.GENERATIVE, BOTH), default=BOTH)
+    cli.add_model_arguments(parser, presets=(*config.OF_SLICES, BOTH), default=BOTH)
     args = parser.parse_args(arguments)
     if (args.real is None) != (args.fake is None):
         parser.error("--real and --fake go together")
@@ -57,7 +57,7 @@ def parse_arguments(arguments=None):
     if args.utility and args.preset == BOTH:
         args.preset = "sharp"
     both = args.preset == BOTH and not args.models
-    args.models = [cli.short(config.MODELS / name) for name in config.GENERATIVE] if both else [cli.choose_models(args)]
+    args.models = [cli.short(config.MODELS / name) for name in config.OF_SLICES] if both else [cli.choose_models(args)]
     args.samples = args.samples or (UTILITY if args.utility else SAMPLES)
     return args
 

@@ -4,6 +4,7 @@
     python predict.py reconstruct --random [NUM]     slices of the test split (4)
     python predict.py generate [NUM]                 new slices (4): codes drawn from the prior, then decoded
     python predict.py generate [NUM] --tissue        the same with the tissue of every pixel
+    python predict.py generate [NUM] --preset head   whole heads, of an --age and --sex, as volumes
     python predict.py tissue PATH [PATH ...]         the tissue of slices that you have
     python predict.py restore PATH [PATH ...]        what is unusual in slices, or in whole volumes (.nii.gz)
 
@@ -34,7 +35,11 @@ def parse_arguments(arguments=None):
     tissue = commands.add_parser("tissue", help=meaning, description=meaning)
     meaning = "Draw the surprising codes of slices anew, and map what that changes. Not a medical device."
     restore = commands.add_parser("restore", help="map what is unusual in slices", description=meaning)
-    kinds = ("image files of any kind and size", "image files of slices", "image files of slices, or volumes of heads")
+    kinds = (
+        "image files of any kind and size; volumes for models of heads",
+        "image files of slices",
+        "image files of slices, or volumes of heads",
+    )
     for command, images in zip((reconstruct, tissue, restore), kinds):
         command.add_argument("paths", nargs="*", type=Path, metavar="PATH", help=images)
         meaning = "take NUM random slices of the test split (4)"
@@ -46,17 +51,24 @@ def parse_arguments(arguments=None):
     cli.add_sampling_arguments(generate, "values below 1 favour likely codes, above 1 rare ones")
     meaning = "levels to cycle through, 0 the lowest; for models that know levels, such as sharp (default: all, evenly)"
     generate.add_argument("--level", nargs="+", type=cli.natural, metavar="K", help=meaning)
+    meaning = "ages of the people to cycle through, in years; for models of heads (default: as in what they learned)"
+    generate.add_argument("--age", nargs="+", type=cli.age, metavar="YEARS", help=meaning)
+    meaning = "their sexes to cycle through, F or M"
+    generate.add_argument("--sex", nargs="+", choices=("F", "M"), help=meaning)
+    generate.add_argument("--slices", action="store_true", help="also write the slices of heads as PNGs")
     generate.add_argument("--tissue", action="store_true", help="also tell the tissue of each pixel")
     meaning = "write slices and masks to a new folder in the layout of the course's set: NUM or more, in whole cases "
     meaning += "of all levels (each slice is drawn by itself, so that a case is no head)"
     generate.add_argument("--export", type=Path, metavar="DIR", help=meaning)
     meaning = "level of all the images, 0 the lowest (default: from slice_K in the name, else read from the image)"
     restore.add_argument("--level", type=cli.natural, metavar="K", help=meaning)
-    cli.add_orientation_argument(restore)
+    for command in (reconstruct, restore):
+        cli.add_orientation_argument(command)
     for command in (reconstruct, generate, tissue, restore):
         command.add_argument("--seed", type=cli.seed, metavar="N", help="of all draws (default: a fresh one, printed)")
-    for command in (reconstruct, generate, restore):
-        cli.add_model_arguments(command)
+    for command in (reconstruct, generate):
+        cli.add_model_arguments(command, presets=config.GENERATIVE)
+    cli.add_model_arguments(restore)
     cli.add_model_arguments(tissue, presets=(), default="tissue")
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
@@ -74,7 +86,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
-from brains import export, plots, sampling, volumes, weights
+from brains import export, headscripts, plots, sampling, volumes, weights
 from brains.findings import find_unusual
 from brains.names import named_level
 from brains.scan import Scan
@@ -220,6 +232,9 @@ def rank(figures):
 
 def generate(args):
     """Draw grids of codes and decode them; writes slices and codes, or a labelled set, and returns the figure."""
+    for flag in ("age", "sex", "slices"):
+        if getattr(args, flag):
+            raise UsageError(f"--{flag}: the models in {short(args.models)} are of slices; try --preset head")
     vqvae, prior = weights.load_models(args.models)
     segmenter = weights.load_segmenter(config.MODELS / "tissue") if args.tissue or args.export else None
     if args.export:
@@ -285,8 +300,11 @@ def main(arguments=None):
     if args.seed is None and (args.command == "restore" or not getattr(args, "paths", None)):
         args.seed = secrets.randbelow(2**32)
         print(f"seed {args.seed}")
+    of_heads = args.command in ("reconstruct", "generate") and weights.knows_heads(args.models)
     if args.command == "generate":
-        figure = generate(args)
+        figure = headscripts.generate(args) if of_heads else generate(args)
+    elif of_heads:
+        figure = headscripts.reconstruct(args, distinct_stems(args.paths))
     elif args.command == "restore":
         figure = restore(args)
     else:

@@ -136,7 +136,7 @@ def add_orientation_argument(parser):
     parser.add_argument("--orientation", type=orientation, default="RAS", metavar="CODE", help=meaning)
 
 
-def add_model_arguments(parser, presets=config.GENERATIVE, default="faithful"):
+def add_model_arguments(parser, presets=config.OF_SLICES, default="faithful"):
     """Add --preset, --models, --out and --no-show, which every script that uses the networks takes.
 
     Without presets to choose from, the default one is meant.
@@ -180,6 +180,7 @@ positive = _number(int, 0, math.inf, "a whole number of at least 1")
 natural = _number(int, -1, math.inf, "a whole number of at least 0")
 seed = _number(int, -1, 2**32, "a whole number from 0 to 4294967295")
 temperature = _number(float, 0, math.inf, "a number above 0")
+age = _number(float, 0, 120, "an age in years")
 share = _number(float, 0, 1, "a number between 0 and 1")
 
 

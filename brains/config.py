@@ -247,4 +247,5 @@ class Tissue:
 
 
 PRESETS = {"faithful": Faithful(), "sharp": Sharp(), "head": Head(), "tissue": Tissue()}
-GENERATIVE = ("faithful", "sharp")  # those that generate slices
+OF_SLICES = ("faithful", "sharp")  # those that generate slices
+GENERATIVE = (*OF_SLICES, "head")

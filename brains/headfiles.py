@@ -4,7 +4,6 @@ import gzip
 
 import numpy as np
 
-import dataset
 from brains.cli import written
 from brains.config import LEVELS, SIZE
 from brains.volumes import VOXEL
@@ -21,13 +20,10 @@ def affine():
     return matrix
 
 
-def grey_head(head):
-    """Return a head (L, H, W, 1) in [-0.5, 0.5] as grey values (L, H, W) uint8, each slice from 0 to 255.
-
-    The slices that it was learned from have that range too.
-    """
+def full_range(head):
+    """Return a head (L, H, W, 1) each of whose slices runs from -0.5 to 0.5, as the slices that were learned from do."""
     low, high = head.min(axis=(1, 2), keepdims=True), head.max(axis=(1, 2), keepdims=True)
-    return dataset.to_grey(((head - low) / np.maximum(high - low, 1e-3) - 0.5)[..., 0])
+    return (head - low) / np.maximum(high - low, 1e-3) - np.float32(0.5)
 
 
 def save_volume(path, slices):

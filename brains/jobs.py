@@ -17,7 +17,7 @@ import dataset
 from brains import cli, devices, loop, stream, weights
 from brains.backend import keras, tf
 from brains.cli import UserError, note
-from brains.config import GENERATIVE, PRESETS, STAGES
+from brains.config import OF_SLICES, PRESETS, STAGES
 from brains.names import hold_out, owners
 from brains.surprise import views_of
 from brains.usual import measure_usual
@@ -99,18 +99,7 @@ class Job:
 
 @contextlib.contextmanager
 def start(
-    preset,
-    models,
-    out,
-    data=None,
-    url=None,
-    *,
-    validation_share,
-    seed,
-    resume,
-    precision,
-    deterministic,
-    people=None,
+    preset, models, out, data=None, url=None, *, validation_share, seed, resume, precision, deterministic, people=None
 ):
     """Give the Job of a training that will write the set of weights `models`, and figures to the folder `out`.
 
@@ -214,7 +203,7 @@ def finish(job, preset, models, trainings, mean, variance):
     """
     networks = {stage: training.model for stage, training in trainings.items() if stage in weights.TRAINED_ON}
     usual = None
-    if job.preset in GENERATIVE:  # on all workers, since networks are built by all or none
+    if job.preset in OF_SLICES:  # on all workers, since networks are built by all or none
         print("measuring what is usual in held-out slices", flush=True)
         used = [weights.as_used(networks[part]) for part in ("vqvae", "pixelcnn")]
         where = (job.images, job.levels, job.seen, job.unseen)

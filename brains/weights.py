@@ -143,6 +143,11 @@ def _write_usual(path, usual, content):
         np.savez_compressed(file, trained_on=content["pixelcnn"]["sha256"], **usual._asdict())
 
 
+def knows_heads(folder):
+    """Return whether the set in `folder` is of whole heads. Raises UserError as `load_config` does."""
+    return load_config(folder).get("vqvae", {}).get("network", {}).get("class") == "HeadVQVAE"
+
+
 def load_temperature(folder):
     """Return the temperature of sampling that is best for the set in `folder`."""
     return _part(folder, "pixelcnn", load_config(folder)).get("temperature", 1.0)

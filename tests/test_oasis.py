@@ -14,7 +14,7 @@ from brains import config, sampling, weights
 from brains.fidelity import fit_components, fit_level, slice_set
 from brains.names import owners
 
-MODELS, SHARP = (ROOT / "trained_models" / preset for preset in config.GENERATIVE)
+MODELS, SHARP = (ROOT / "trained_models" / preset for preset in config.OF_SLICES)
 
 
 @pytest.fixture(scope="module")
