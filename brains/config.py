@@ -223,7 +223,7 @@ class Head:
     discriminator_network: DiscriminatorConfig = DiscriminatorConfig()
     prior_network: HeadPriorConfig = HeadPriorConfig()
     vqvae: Schedule = Schedule(epochs=36, batch_size=2, learning_rate=1e-3)
-    adversarial: Schedule = Schedule(epochs=15, batch_size=2, learning_rate=2e-4)
+    adversarial: Schedule = Schedule(epochs=12, batch_size=2, learning_rate=2e-4)
     pixelcnn: Schedule = Schedule(epochs=60, batch_size=2, learning_rate=1e-3)
     ssim_weight: float = 0.5
     discriminator_learning_rate: float = 1e-3

@@ -69,10 +69,7 @@ def style(heads):
     weights = np.concatenate([np.ones((1, len(heads)), np.float32), resampled(np.arange(len(heads)))])
     cells = np.mean([correlation(inner[i], inner[j], weights) for i, j in pairs], axis=0)
     levels = correlation(inner.mean(axis=0), second[:, [5, 6, 9, 10]].mean(axis=1), weights)
-    return {
-        "style, cells, r": within(cells[0], cells[1:]),
-        "style, levels, r": within(levels[0], levels[1:]),
-    }
+    return {"style, cells, r": within(cells[0], cells[1:]), "style, levels, r": within(levels[0], levels[1:])}
 
 
 def coarse(heads):

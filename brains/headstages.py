@@ -88,9 +88,8 @@ def reconstruction_losses(variance, stacks, reconstructions):
 
 
 def code_counts(vqvae, codes):
-    """Return how often each code of each codebook occurs in codes (N, S, h, w, depth), (depth K,) as a tensor."""
-    counts = ops.sum(ops.one_hot(codes, vqvae.config.num_embeddings), axis=(0, 1, 2, 3))
-    return ops.reshape(counts, (-1,))
+    """Return how often each code of each codebook occurs in codes (N, S, h, w, depth), (depth, K) as a tensor."""
+    return ops.sum(ops.one_hot(codes, vqvae.config.num_embeddings), axis=(0, 1, 2, 3))
 
 
 def vqvae_loss(vqvae, variance, ssim_weight, stacks):

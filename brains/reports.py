@@ -11,10 +11,14 @@ SIDES = (("training", ""), ("validation", "validation_"))  # (label, key prefix)
 
 
 def with_code_usage(totals):
-    """Return the totals of an epoch as floats, the counts of its codes replaced by their usage and perplexity."""
-    in_use, perplexity = code_usage(totals["code_counts"]) if np.any(totals["code_counts"]) else (0.0, 0.0)
+    """Return the totals of an epoch as floats, the counts of its codes replaced by their usage and perplexity.
+
+    Of several codebooks, with counts (depth, K), it is the geometric mean of their perplexities.
+    """
+    counts = np.atleast_2d(totals["code_counts"])
+    in_use, perplexity = code_usage(counts.ravel()) if np.any(counts) else (0.0, 0.0)
     figures = {name: float(value) for name, value in totals.items() if name != "code_counts"}
-    return figures | {"codes_in_use": in_use, "perplexity": perplexity}
+    return figures | {"codes_in_use": in_use, "perplexity": perplexity / len(counts)}
 
 
 def vqvae_line(figures):

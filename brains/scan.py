@@ -28,10 +28,10 @@ class Scan:
             note(f"note: {path}: likeness {likeness:.3f} to a head; see --orientation")
         self.shape = volume.shape
 
-    def save(self, target, maps, top):
-        """Write maps (LEVELS, H, W) of the slices, of any size, 0 to `top`, as a .nii.gz in the space of the volume.
+    def save(self, target, maps, top=None):
+        """Write maps (LEVELS, H, W) of the slices, of any size, as a .nii.gz in the space of the volume.
 
-        Where there is no slice it is 0. Raises UserError if the file cannot be written.
+        Viewers show them from 0 to `top`. Where there is no slice it is 0. Raises UserError if the file cannot be written.
         """
         import nibabel
 
@@ -46,7 +46,7 @@ class Scan:
         (lies, knows), as_read = how_it_lies(image, self.orientation), nibabel.orientations.axcodes2ornt("RAS")
         values = nibabel.apply_orientation(values, nibabel.orientations.ornt_transform(as_read, lies))
         result = nibabel.Nifti1Image(values, image.affine, image.header if knows else None, dtype=np.float32)
-        result.header["cal_min"], result.header["cal_max"] = 0, top  # what viewers show
+        result.header["cal_min"], result.header["cal_max"] = (0, top) if top else (0, 0)  # 0: as the viewer likes
         if not knows:  # nor does the map, so that viewers take both for the same
             result.set_sform(None, code=0)
             result.set_qform(None, code=0)
