@@ -9,7 +9,7 @@ from tqdm import tqdm
 import dataset
 from brains import cli, config, export, headfiles, headsampling, traits, weights
 from brains.cli import UsageError, UserError, short
-from brains.names import owners
+from brains.names import owners, whole_heads
 from brains.scan import Scan
 from brains.volumes import is_volume
 
@@ -34,13 +34,11 @@ def mosaic(rows, labels):
 def heads_of_split(number, seed, data, url, levels):
     """Return the names and `number` heads (N, L, 128, 128, 1) of different cases of the test split, drawn by a seed."""
     slices = dataset.load_split("test", data, url)
-    cases, places = owners(slices.names)
-    whole = [case for case in dict.fromkeys(cases) if sorted(places[cases == case]) == list(range(levels))]
+    whole, _ = whole_heads(*owners(slices.names), levels)
     if number > len(whole):
         raise UserError(f"--random {number}: the test split has {len(whole)} whole heads")
-    names = [whole[i] for i in np.random.default_rng(seed).choice(len(whole), number, replace=False)]
-    order = [np.flatnonzero(cases == name)[np.argsort(places[cases == name])] for name in names]
-    return names, slices.images[np.array(order)]
+    names = [[*whole][i] for i in np.random.default_rng(seed).choice(len(whole), number, replace=False)]
+    return names, slices.images[np.array([whole[name] for name in names])]
 
 
 def reconstruct(args, stems):

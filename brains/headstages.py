@@ -12,7 +12,7 @@ import numpy as np
 
 import dataset
 import modules
-from brains import headprior, heads, loop, reports, sharp, stream, traits
+from brains import headprior, heads, loop, names, reports, sharp, stream, traits
 from brains.backend import keras, ops, tf
 from brains.cli import UserError, note
 from brains.people import people_of_cases
@@ -45,23 +45,18 @@ def whole_heads(job, levels):
 
     Raises UserError if none, or no held-out one, is whole.
     """
-    index, cases, broken = [], list(dict.fromkeys(job.cases)), []
-    for case in cases:
-        own = np.flatnonzero(job.cases == case)
-        whole = np.array_equal(np.sort(job.levels[own]), np.arange(levels))
-        index.append(own[np.argsort(job.levels[own])] if whole else None)
-        broken += [] if whole else [case]
+    found, broken = names.whole_heads(job.cases, job.levels, levels)
     if broken:
         several = f" and {len(broken) - 1} more" if broken[1:] else ""
         note(f"note: {broken[0]}{several}: not one slice of each of {levels} levels; passed by")
-    whole = np.array([case for case in cases if case not in broken])
-    held_out = np.isin(whole, job.held_out_cases)
+    held_out = np.isin(list(found), job.held_out_cases)
     if held_out.all() or not held_out.any():
         raise UserError(f"too few heads have one slice of each of the levels 0 to {levels - 1}; see dataset.py slices")
-    index = np.array([own for own in index if own is not None])
     genuine = dataset.is_genuine("train", job.digest_of_slices)
-    people = people_of_cases(whole, job.folder, genuine, job.people)
-    return Heads(job.images, index, people, np.flatnonzero(~held_out), np.flatnonzero(held_out))
+    people = people_of_cases(list(found), job.folder, genuine, job.people)
+    return Heads(
+        job.images, np.array(list(found.values())), people, np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    )
 
 
 def slices_of(stacks):

@@ -56,6 +56,22 @@ def hold_out(cases, share, seed):
     return sorted(np.random.default_rng(seed).permutation(distinct)[:count].tolist())
 
 
+def whole_heads(cases, levels, count):
+    """Return the slices of each case that has one of each level 0..count-1, {case: indices (count,) by level}.
+
+    Also returns the list of the other cases. `cases` (N,) and `levels` (N,) are those of slices.
+    """
+    found, broken = {}, []
+    for case in dict.fromkeys(cases):
+        own = np.flatnonzero(cases == case)
+        own = own[np.argsort(levels[own])]
+        if np.array_equal(levels[own], np.arange(count)):
+            found[str(case)] = own
+        else:
+            broken.append(str(case))
+    return found, broken
+
+
 def is_litter(path):
     """Return whether a relative path is, or lies in, what operating systems and interrupted unpackings leave behind."""
     hidden = any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
