@@ -21,7 +21,7 @@ def affine():
 
 
 def full_range(head):
-    """Return a head (L, H, W, 1) each of whose slices runs from -0.5 to 0.5, as the slices that were learned from do."""
+    """Return a head (L, H, W, 1) each of whose slices runs from -0.5 to 0.5, as those learned from do."""
     low, high = head.min(axis=(1, 2), keepdims=True), head.max(axis=(1, 2), keepdims=True)
     return (head - low) / np.maximum(high - low, 1e-3) - np.float32(0.5)
 

@@ -77,7 +77,7 @@ def coronal(stacks):
 
 
 def reconstruction_losses(variance, stacks, reconstructions):
-    """Return the squared error of reconstructions of heads (N, L, H, W, 1), relative to the data's variance, and SSIM."""
+    """Return the squared error of reconstructions of heads (N, L, H, W, 1), relative to the variance, and SSIM."""
     similarity = modules.ssim_tensor(slices_of(stacks), slices_of(reconstructions))
     return ops.mean((stacks - reconstructions) ** 2) / variance, ops.mean(similarity)
 
@@ -214,8 +214,8 @@ def prior_loss(prior, codes, traits, training=True):
 def train_prior(job, preset, whole, vqvae):
     """Train a HeadPrior on the codes of Heads and the people's age and sex; returns its Training.
 
-    It learns the codes that the HeadVQVAE, in float32, gives heads once they are changed as `traits.changed` does; those
-    of the held-out heads, as they are, validate.
+    It learns the codes that the HeadVQVAE, in float32, gives heads once they are changed as `traits.changed` does.
+    Those of the held-out heads, as they are, validate.
     """
     keras.utils.set_random_seed(job.seed)
     sizes = {name: getattr(vqvae.config, name) for name in ("depth", "num_embeddings", "latent_dim")}

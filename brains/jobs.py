@@ -30,8 +30,8 @@ class Job:
     """What the stages of a training share.
 
     `images` (N, 128, 128, 1) float32 are a Store. So are their `masks` (N, 128, 128) uint8, which only a segmenter has;
-    they and their digest are None for others. `cases` (N,) str are their people, `levels` (N,) int32 their places in the
-    head. `seen` are the
+    they and their digest are None for others. `cases` (N,) str are their people and
+    `levels` (N,) int32 their places in the head. `seen` are the
     indices of those to learn from, and `unseen` of those of the held-out cases.
     """
 

@@ -31,7 +31,7 @@ class Scan:
     def save(self, target, maps, top=None):
         """Write maps (LEVELS, H, W) of the slices, of any size, as a .nii.gz in the space of the volume.
 
-        Viewers show them from 0 to `top`. Where there is no slice it is 0. Raises UserError if the file cannot be written.
+        Viewers show them from 0 to `top`. Where there is no slice it is 0. Raises UserError if that cannot be written.
         """
         import nibabel
 
