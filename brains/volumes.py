@@ -276,7 +276,9 @@ def _slab(volume, sides, centre, order):
 
     shape = np.array([CANVAS, CANVAS, LEVELS])
     corner = centre - (shape - 1) / 2 / sides
-    return np.moveaxis(affine_transform(volume, 1 / sides, corner, output_shape=tuple(shape), order=order), 2, 0)
+    mode = "constant" if order else "grid-constant"  # the nearest voxel also counts for the outer half of itself
+    how = {"output_shape": tuple(shape), "order": order, "mode": mode}
+    return np.moveaxis(affine_transform(volume, 1 / sides, corner, **how), 2, 0)
 
 
 def cut_labels(path, orientation, volume, sides, scale, centre, tissues):
