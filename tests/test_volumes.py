@@ -105,8 +105,10 @@ def test_folder_of_volumes_becomes_a_set_like_the_genuine_one(head, slices, prog
             atlas = volumes / f"disc1/OAS1_{number:04}_{session}/PROCESSED/MPRAGE/T88_111/x_t88_gfc.img"
             save(atlas, np.random.default_rng(number).random(ATLAS, np.float32), "RAS", (1, 1, 1))
     save(volumes / "disc1/OAS1_0001_MR1/RAW/x_mpr-1_anon.img", head, "RAS")  # not the one in atlas space
+    (volumes / "participants.tsv").write_text("participant_id\tage\tsex\n")
     out, _ = program.run("dataset.py", "slices", volumes, target)
     assert "6 volumes, 192 slices" in out
+    assert (target / "participants.tsv").read_text() == "participant_id\tage\tsex\n"
     with open(target / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [f"case_{case}" for case in ("001", "002", "002_MR2", "003", "004", "005")]
