@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATASET = ROOT / "dataset"  # where slices are fetched, extracted or cut to
 MODELS = ROOT / "trained_models"
 TOP_FOLDER = "keras_png_slices_data"
+PARTICIPANTS = "participants.tsv"  # BIDS's table of people, beside the slices of own scans
 SPLITS = ("train", "validate", "test")
 MASKS = ("seg_train", "seg_validate", "seg_test")  # folders with the tissue masks of the splits
 TISSUES = ("background", "CSF", "grey matter", "white matter")  # by label

@@ -10,7 +10,6 @@ from brains import cli, config
 from brains.cli import UserError, note, short
 
 TABLE = "oasis_cross-sectional.csv"  # in config.DATASET
-PARTICIPANTS = "participants.tsv"  # beside the slices of own scans
 SOURCES = (  # the study's own address, and a copy that a third party keeps
     f"https://www.oasis-brains.org/files/{TABLE}",
     "https://raw.githubusercontent.com/Pattiecodes/alzheimers-prediction-model/"
@@ -112,7 +111,7 @@ def people_of_cases(cases, folder, genuine, table=None):
     They are from `table`, else from a participants.tsv beside the slices, else, for `genuine` slices, from the study's
     table. Raises UserError as `read_people`, or if a table tells of none of them.
     """
-    table = table or beside(folder, PARTICIPANTS)
+    table = table or beside(folder, config.PARTICIPANTS)
     known = by_case(read_people(table), folder) if table else load_people() if genuine else None
     if known is None:
         note("note: no table of people, so that nothing is learned of age and sex; see --people")

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from brains.cli import UserError, make_folder, note, reason, short, writing
-from brains.config import LEVELS, ROOT, SIZE, TOP_FOLDER
+from brains.config import LEVELS, PARTICIPANTS, ROOT, SIZE, TOP_FOLDER
 from brains.names import is_litter, mask_of, natural_order, split_folder
-from brains.people import PARTICIPANTS
 
 CANVAS = 256  # pixels a side of a slice's file, 1 mm each
 ATLAS = (176, 208, 176)  # voxels of 1 mm in which OASIS-1's atlas files hold a head
@@ -100,8 +99,8 @@ def slice_volumes(folder, target, seed=0, orientation="RAS", labels=None, tissue
     """Cut the volumes below `folder` into slices below `target`; returns the Rows of cases.csv.
 
     Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
-    seed, and cases.csv; a participants.tsv of BIDS is copied beside it. With `labels`, a pattern for files beside the volumes, also the masks; `tissues` gives the
-    tissue (0 to 3) of each of their values. A volume that cannot be used is named and left out. Raises UserError if
+    seed, and cases.csv; a participants.tsv of BIDS is copied beside it. With `labels`, a pattern for files beside the
+    volumes, also the masks; `tissues` gives the tissue (0 to 3) of each of their values. A volume that cannot be used is named and left out. Raises UserError if
     none can be used or `target` cannot be written.
     """
     found = find_volumes(folder, labels)

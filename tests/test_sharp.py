@@ -96,6 +96,7 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
         job = jobs.Job(
             preset="sharp",
             images=slices,
+            cases=np.zeros(len(slices), str),
             levels=levels,
             seen=np.flatnonzero(~held_out),
             unseen=np.flatnonzero(held_out),
@@ -107,6 +108,7 @@ def test_critic_is_trained_on_what_is_not_held_out(monkeypatch, tmp_path):
             resume=False,
             checkpoints=tmp_path,
             scratch=tmp_path,
+            folder=tmp_path,
         )
         training = stages.train_critic(job, preset, vqvae, pixelcnn, vqvae.encode(slices))
         histories.append([[epoch[key] for epoch in training.history] for key in ("loss", "validation_loss")])
