@@ -100,8 +100,8 @@ def slice_volumes(folder, target, seed=0, orientation="RAS", labels=None, tissue
 
     Writes keras_png_slices_data/keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png, split by person by the
     seed, and cases.csv; a participants.tsv of BIDS is copied beside it. With `labels`, a pattern for files beside the
-    volumes, also the masks; `tissues` gives the tissue (0 to 3) of each of their values. A volume that cannot be used is named and left out. Raises UserError if
-    none can be used or `target` cannot be written.
+    volumes, also the masks; `tissues` gives the tissue (0 to 3) of each of their values. A volume that cannot be
+    used is named and left out. Raises UserError if none can be used or `target` cannot be written.
     """
     found = find_volumes(folder, labels)
     if not found:
