@@ -30,7 +30,7 @@ class CausalLayer(layers.Layer):
     def __init__(self, filters, kernel_size, first, dropout, **kwargs):
         super().__init__(**kwargs)
         self.filters, self.first = filters, first
-        self.norm = layers.Identity() if first else layers.LayerNormalization(dtype="float32", name="norm")
+        self.norm = layers.Identity(name="norm") if first else layers.LayerNormalization(dtype="float32", name="norm")
         self.own = MaskedConv2D(2 * filters, kernel_size, "A" if first else "B", activation=None, name="own")
         self.below = SafeConv2D(2 * filters, 3, use_bias=False, name="below")
         self.condition = SafeConv2D(2 * filters, 1, use_bias=False, name="condition")
