@@ -148,10 +148,10 @@ def judge(discriminator, real, decoded, guide):
     return *discriminator_losses(of_real, discriminator(decoded, guide)), penalty
 
 
-def adversarial_gradients(training, frozen, discriminators, optimizer, preset, variance):
+def adversarial_gradients(training, frozen, discriminators, optimizer, draws, preset, variance):
     """Return what `loop.make_step` takes, of heads, for a HeadVQVAE and for discriminators with an optimizer.
 
-    The `frozen` VQ-VAE gives the discriminators their guide. See `stages.adversarial_gradients`.
+    The `frozen` VQ-VAE gives the discriminators their guide; the SeedGenerator `draws` says what they look at. See `stages.adversarial_gradients`.
     """
     of_slices, of_planes = discriminators
 
@@ -167,7 +167,7 @@ def adversarial_gradients(training, frozen, discriminators, optimizer, preset, v
                 (of_planes, coronal, PLANES),
             ):
                 triple = [view(each) for each in (stacks, decoded, guide)]
-                drawn = tf.random.uniform((count * total,), 0, ops.shape(triple[0])[0], "int32")
+                drawn = keras.random.randint((count * total,), 0, ops.shape(triple[0])[0], seed=draws)
                 results.append(judge(discriminator, *(ops.take(each, drawn, axis=0) for each in triple)))
             hinge, adversarial, feature, penalty = (
                 sum(share * each[i] for share, each in zip((0.5, 0.25, 0.25), results)) for i in range(4)
@@ -197,9 +197,10 @@ def train_adversarial(job, preset, whole, vqvae, variance):
     optimizer = adam(preset.discriminator_learning_rate)
     judging = [variable for each in discriminators for variable in each.trainable_variables]
     optimizer.build(judging)
-    others = [variable for each in discriminators for variable in each.variables] + optimizer.variables
+    draws = keras.random.SeedGenerator(job.seed, name="draws")
+    others = [variable for each in discriminators for variable in each.variables] + optimizer.variables + [draws.state]
     training = job.training(preset, "adversarial", vqvae, adam(), follows=frozen.weights, others=others)
-    gradients = adversarial_gradients(training, frozen, discriminators, optimizer, preset, variance)
+    gradients = adversarial_gradients(training, frozen, discriminators, optimizer, draws, preset, variance)
     return _fit_vqvae(training, gradients, whole, used)
 
 
