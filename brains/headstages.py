@@ -151,7 +151,8 @@ def judge(discriminator, real, decoded, guide):
 def adversarial_gradients(training, frozen, discriminators, optimizer, draws, preset, variance):
     """Return what `loop.make_step` takes, of heads, for a HeadVQVAE and for discriminators with an optimizer.
 
-    The `frozen` VQ-VAE gives the discriminators their guide; the SeedGenerator `draws` says what they look at. See `stages.adversarial_gradients`.
+    The `frozen` VQ-VAE gives the discriminators their guide; the SeedGenerator `draws` says what they look at.
+    See `stages.adversarial_gradients`.
     """
     of_slices, of_planes = discriminators
 
