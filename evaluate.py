@@ -2,6 +2,7 @@
 
     python evaluate.py                        both presets against the training split, the test split as floor
     python evaluate.py --tune                 the same with the held-out training cases, to choose by
+    python evaluate.py --preset head          whole heads, and slices cut out of them
     python evaluate.py --real DIR --fake DIR  any two folders of images
     python evaluate.py --utility              what samples of sharp are worth to train a segmenter on: hours
     python evaluate.py --anomalies            how well `predict.py restore` finds lesions planted in real slices
@@ -21,6 +22,7 @@ from brains import cli, config
 
 SAMPLES = 544  # slices to generate: the size of the test split
 UTILITY = 2176  # the same with --utility: the slices of 68 people
+HEADS = 136  # heads to generate; four slices of each make SAMPLES
 BOTH = "both"  # presets
 OF_MODELS = (
     "candidates samples temperature tune utility anomalies models data url".split()
@@ -32,7 +34,12 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     cli.add_sampling_arguments(parser, "of sampling; several draw a curve", nargs="+")
-    add("--samples", type=cli.positive, metavar="N", help=f"slices to generate ({SAMPLES}, with --utility {UTILITY:,})")
+    add(
+        "--samples",
+        type=cli.positive,
+        metavar="N",
+        help=f"slices to generate ({SAMPLES}, with --utility {UTILITY:,}), or heads ({HEADS})",
+    )
     add("--tune", action="store_true", help="use held-out training cases; the test split then stays unseen")
     meaning = "train segmenters on generated slices, and test them on real ones; run again to continue"
     add("--utility", action="store_true", help=meaning)
@@ -42,7 +49,7 @@ def parse_arguments(arguments=None):
     add("--real", type=Path, metavar="DIR", help=meaning)
     add("--fake", type=Path, metavar="DIR", help="folder of generated images, instead of the models'")
     cli.add_data_arguments(parser)
-    cli.add_model_arguments(parser, presets=(*config.OF_SLICES, BOTH), default=BOTH)
+    cli.add_model_arguments(parser, presets=(*config.GENERATIVE, BOTH), default=BOTH)
     args = parser.parse_args(arguments)
     if (args.real is None) != (args.fake is None):
         parser.error("--real and --fake go together")
@@ -58,7 +65,7 @@ def parse_arguments(arguments=None):
         args.preset = "sharp"
     both = args.preset == BOTH and not args.models
     args.models = [cli.short(config.MODELS / name) for name in config.OF_SLICES] if both else [cli.choose_models(args)]
-    args.samples = args.samples or (UTILITY if args.utility else SAMPLES)
+    args.samples = args.samples or (UTILITY if args.utility else HEADS if args.preset == "head" else SAMPLES)
     return args
 
 
@@ -68,7 +75,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from brains import anomalies, contenders, devices, lesions, plots, utility, weights
+from brains import anomalies, contenders, devices, headcontenders, headjudge, lesions, plots, utility, weights
 from brains.backend import keras
 from brains.cli import UserError, note
 from brains.judge import Judge
@@ -86,17 +93,23 @@ def find_segmenter():
     return None, None
 
 
-def measure(judge, sets, reconstructed, repeats, membership, seed):
+def halves_of(real, seed):
+    """Return the SliceSets of two halves of the people of real slices, drawn by the seed."""
+    half = np.isin(real.groups, hold_out(real.groups, 0.5, seed))
+    return real.take(half), real.take(~half)
+
+
+def measure(judge, sets, halves, reconstructed, repeats, membership):
     """Return the Figures of each set of slices {column: {row: Figure}}, and the nearest real slices {column: found}.
 
-    `reconstructed` names the columns of reconstructed held-out slices. `repeats` are functions by column that give the
-    Figures of repeated grids from the nearest real slices, and `membership` are Figures by column.
+    `halves` are two SliceSets of real slices that are compared with each other. `reconstructed` names the columns of
+    reconstructed held-out slices. `repeats` are functions by column that give the Figures of repeated grids from the
+    nearest real slices, and `membership` are Figures by column.
     """
     found = {}
-    half = np.isin(judge.real.groups, hold_out(judge.real.groups, 0.5, seed))
     compared = {name: (slices, judge.real) for name, slices in sets.items()}
-    if min(half.sum(), (~half).sum()) >= judge.count:
-        compared["training halves"] = (judge.real.take(half), judge.real.take(~half))
+    if min(len(half.grey) for half in halves) >= judge.count:
+        compared["training halves"] = halves
     progress = functools.partial(tqdm, unit="set", leave=False, disable=None)
     measuring = functools.partial(progress, desc="measuring")
     likeness = devices.on_all_cores(lambda pair, stop: judge.likeness(*pair), compared.values(), measuring)
@@ -196,6 +209,33 @@ def measure_anomalies(args):
     return plots.draw_anomalies(anomalies.examples(finder, scene), lesions.KINDS, SCALE[-1])
 
 
+def measure_heads(args):
+    """Measure whole heads and the slices cut out of them; writes heads.json."""
+    (folder,) = args.models
+    about = {"samples": args.samples, "tune": args.tune, "seed": args.seed, "models": weights.digests(folder)}
+    where = {"tune": args.tune, "seed": args.seed, "data": args.data, "url": args.url}
+    made = headcontenders.make(folder, args.samples, args.temperature and args.temperature[0], **where)
+    segmenter, about["segmenter"] = find_segmenter()
+    held_out, halves = made.held_out_slices, [headjudge.slices_cut(half) for half in made.halves]
+    cut = {name: headjudge.slices_cut(heads) for name, heads in made.sets.items() if name != "reconstructed"}
+    cut |= {"held out": held_out, "reconstructed": headcontenders.all_slices(made.sets["reconstructed"])}
+    sizes = {"reference": made.real_slices, **cut}
+    count = contenders.number_compared(sizes, len(cut["generated"].grey), folder)
+    judge = Judge(made.real_slices, held_out, count, args.seed, segmenter)
+    figures = {"slices": measure(judge, cut, halves, ("reconstructed",), {}, {})[0]}
+    judge = headjudge.HeadJudge(made.real, made.sets["held out"], made.slab, args.seed, segmenter)
+    progress = functools.partial(tqdm, unit="set", desc="measuring heads", leave=False, disable=None)
+    figures["heads"] = {name: judge.figures(heads) for name, heads in progress(made.sets.items())}
+    figures["heads"]["generated"] |= judge.membership(made.sets["generated"], made.costs)
+    figures["latents"] = made.prior
+    titles = (f"slices cut out of {args.samples} heads, {count:,} of each compared", "whole heads", "latents of heads")
+    for title, columns in zip(titles, figures.values()):
+        print(f"{title}", table(columns), "", sep="\n")
+    with cli.written(args.out / "heads.json") as part:
+        part.write_text(json.dumps(about | {name: as_json(each) for name, each in figures.items()}, indent=1) + "\n")
+    print(args.out / "heads.json")
+
+
 def prepare_finder(models, seed):
     """Return the Finder with these Models, which are told what is usual if they do not know, and the Scene."""
     vqvae, prior = weights.load_models(models.folder)
@@ -243,6 +283,8 @@ def main(arguments=None):
         name, draw = ("utility", measure_utility) if args.utility else ("anomalies", measure_anomalies)
         plots.save(draw(args), args.out / config.FIGURES[name])
         return plots.show()
+    if not args.real and weights.knows_heads(args.models[0]):
+        return measure_heads(args)
     segmenter, digest = find_segmenter()
     if args.real:
         made = {}
@@ -262,7 +304,7 @@ def main(arguments=None):
     parts = {part: columns_of(made, part) for part in ("reconstructed", "repeats", "membership")}
     sets = {**generated, "held out": held_out, **parts["reconstructed"]}
     judge = Judge(real, held_out, count, args.seed, segmenter)
-    figures, found = measure(judge, sets, seed=args.seed, **parts)
+    figures, found = measure(judge, sets, halves_of(real, args.seed), **parts)
     sizes = {"reference": len(real.grey)} | {name: len(slices.grey) for name, slices in sets.items()}
     print(", ".join(f"{number:,} {name}" for name, number in sizes.items()) + f" slices; {count:,} of each compared")
     print(table(figures))

@@ -89,6 +89,8 @@ TRAINING_FLAGS = {
     "--masked-layers": ("prior_network", "masked_layers", "masked 1x1 layers of the PixelCNN after its blocks"),
     "--pixelcnn-epochs": ("pixelcnn", "epochs", "epochs of the PixelCNN"),
     "--pixelcnn-batch-size": ("pixelcnn", "batch_size", "grids in a training step of the PixelCNN"),
+    "--flow-epochs": ("flow", "epochs", "epochs of the flow"),
+    "--flow-batch-size": ("flow", "batch_size", "heads in a training step of the flow"),
     "--critic-epochs": ("critic", "epochs", "epochs of the critic"),
     "--critic-batch-size": ("critic", "batch_size", "slices, and as many samples, in a training step of the critic"),
     "--segmenter-epochs": ("segmenter", "epochs", "epochs of the segmenter"),

@@ -26,6 +26,7 @@ STAGES = {  # of a training: the name of each, and the field of a preset with th
     "vqvae": ("VQ-VAE", "vqvae_network"),
     "adversarial": ("adversarial", "discriminator_network"),
     "pixelcnn": ("PixelCNN", "prior_network"),
+    "flow": ("flow", "flow_network"),
     "critic": ("critic", "critic_network"),
     "segmenter": ("segmenter", "segmenter_network"),
 }
@@ -126,23 +127,21 @@ class GatedPixelCNNConfig:
 
 
 @dataclass(frozen=True)
-class HeadPriorConfig:
-    """The prior of whole heads, `brains.headprior.HeadPrior`.
+class HeadFlowConfig:
+    """The prior of whole heads, `brains.flow.HeadFlow`, over grids (S, h, w) of latents.
 
-    `attention` are the indices of the layers after which cells attend to all earlier ones.
+    `filters` and `local_blocks`, before and after the others, are of the convolutions. `width`, `blocks` and `heads`
+    are of the transformer between them.
     """
 
     grid: tuple = (8, 16, 16)
-    depth: int = 8
-    num_embeddings: int = 1024
     latent_dim: int = 32
     traits: int = 8
-    filters: int = 192
-    layers: int = 6
-    attention: tuple = (1, 3, 5)
-    heads: int = 4
-    wide: int = 256
-    dropout: float = 0.1
+    filters: int = 96
+    local_blocks: int = 1
+    width: int = 256
+    blocks: int = 6
+    heads: int = 8
 
 
 @dataclass(frozen=True)
@@ -218,14 +217,14 @@ class Sharp:
 
 @dataclass(frozen=True)
 class Head:
-    """Models of whole heads: slabs of slices with residual codes, two discriminators, and a prior with age and sex."""
+    """Models of whole heads: slabs of slices with residual codes, two discriminators, and a flow with age and sex."""
 
     vqvae_network: HeadVQVAEConfig = HeadVQVAEConfig()
     discriminator_network: DiscriminatorConfig = DiscriminatorConfig()
-    prior_network: HeadPriorConfig = HeadPriorConfig()
+    flow_network: HeadFlowConfig = HeadFlowConfig()
     vqvae: Schedule = Schedule(epochs=36, batch_size=2, learning_rate=1e-3)
     adversarial: Schedule = Schedule(epochs=12, batch_size=2, learning_rate=2e-4)
-    pixelcnn: Schedule = Schedule(epochs=60, batch_size=2, learning_rate=1e-3)
+    flow: Schedule = Schedule(epochs=250, batch_size=4, learning_rate=7e-4)
     ssim_weight: float = 0.5
     discriminator_learning_rate: float = 1e-3
     adversarial_ssim_weight: float = 0.3
@@ -233,7 +232,7 @@ class Head:
     feature_weight: float = 2.0
     penalty_weight: float = 0.2
     temperature: float = 1.0
-    held_out_from: tuple = ("vqvae", "adversarial", "pixelcnn")
+    held_out_from: tuple = ("vqvae", "adversarial", "flow")
     mirrored: bool = True
 
 

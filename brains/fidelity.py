@@ -130,6 +130,7 @@ def random_patches(images, seed):
     """Return PATCHES flattened patches at random places of each image (N, H, W): (N PATCHES, PATCH^2)."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     rows, columns = np.random.default_rng(seed).integers(0, windows.shape[1], (2, len(images), PATCHES))
+    columns = columns * windows.shape[2] // windows.shape[1]  # of planes that are not square
     return windows[np.arange(len(images))[:, None], rows, columns].reshape(-1, PATCH * PATCH)
 
 

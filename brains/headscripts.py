@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
-from brains import cli, config, export, headfiles, headsampling, traits, weights
+from brains import cli, config, export, flow, headfiles, traits, weights
 from brains.cli import UsageError, UserError, short
 from brains.names import owners, whole_heads
 from brains.scan import Scan
@@ -74,7 +74,7 @@ def reconstruct(args, stems):
 
 def choose_people(args, num):
     """Return `num` Persons of the ages and sexes that the arguments ask for; UsageError if the models know none."""
-    counts = weights.load_config(args.models)["pixelcnn"].get("people")
+    counts = weights.load_config(args.models)["flow"].get("people")
     asked = "--age" if args.age else "--sex"
     if counts is None:
         if args.age or args.sex:
@@ -109,7 +109,7 @@ def generate(args):
     temperature = args.temperature or weights.load_temperature(args.models)
     progress = functools.partial(tqdm, unit="batch", disable=None, leave=False)
     told = traits.traits_of(people)
-    codes = headsampling.sample_heads(prior, args.num, args.seed, told, temperature, progress)
+    codes = flow.sample_heads(vqvae, prior, args.num, args.seed, told, temperature, progress)
     with cli.written(args.out / "codes.npy") as part:
         np.save(part, codes)
     print(args.out / "codes.npy")

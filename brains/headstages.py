@@ -1,7 +1,7 @@
 """The training of the head preset: the order of its stages, what each learns from, and its losses.
 
 A VQ-VAE learns whole heads, then trains on against two discriminators, one of slices and one of sagittal and coronal
-planes. A prior learns the codes of heads, together with age and sex. The held-out cases are kept from every stage.
+planes. A flow learns the latents of heads, together with age and sex. The held-out cases are kept from every stage.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 
 import dataset
 import modules
-from brains import headprior, heads, loop, names, reports, sharp, stream, traits
+from brains import flow, heads, loop, names, reports, sharp, stream, traits
 from brains.backend import keras, ops, tf
 from brains.cli import UserError, note
 from brains.people import people_of_cases
@@ -20,6 +20,8 @@ from brains.stages import differences, discriminator_losses
 from brains.weights import as_used, copy_of
 
 SLICES, PLANES = 8, 16  # of each head, drawn at random, that the discriminators judge in a step
+KNOWN = 128  # heads, at most, that the mean of latents is taken of
+LOOKS = 4  # times at which a held-out head validates the flow
 
 
 class Heads(NamedTuple):
@@ -205,44 +207,59 @@ def train_adversarial(job, preset, whole, vqvae, variance):
     return _fit_vqvae(training, gradients, whole, used)
 
 
-def prior_loss(prior, codes, traits, training=True):
-    """Return the loss of a HeadPrior, in nats a code, and its figures, on codes (N, S, h, w, depth), traits (N, T)."""
-    logits = prior(codes, traits, training=training)
-    nats = modules.cross_entropy(codes, logits)
-    loss, figures = ops.mean(nats), {"accuracy": modules.accuracy(codes, logits)}
-    return loss, {"loss": loss} | figures
+def drawn_for_flow(draws, shape):
+    """Return the times (N,) and the noise (N, *shape), float32, that go with draws.
+
+    Most times are halfway, where it is decided what a head will be (Esser et al. 2024, arXiv 2403.03206).
+    """
+    times, noise = np.empty(len(draws), np.float32), np.empty((len(draws), *shape), np.float32)
+    for i, draw in enumerate(draws):
+        rng = np.random.default_rng(int(draw["offset"][1] * 2**53))
+        times[i] = 1 / (1 + np.exp(-rng.standard_normal()))
+        rng.standard_normal(out=noise[i], dtype=np.float32)
+    return times, noise
 
 
-def train_prior(job, preset, whole, vqvae):
-    """Train a HeadPrior on the codes of Heads and the people's age and sex; returns its Training.
+def train_flow(job, preset, whole, vqvae):
+    """Train a HeadFlow on the latents of Heads and the people's age and sex; returns its Training.
 
-    It learns the codes that the HeadVQVAE, in float32, gives heads once they are changed as `traits.changed` does.
-    Those of the held-out heads, as they are, validate.
+    It learns the quantized latents that the HeadVQVAE, in float32, gives heads once they are changed as
+    `traits.changed` does. Those of the held-out heads, as they are, validate.
     """
     keras.utils.set_random_seed(job.seed)
-    sizes = {name: getattr(vqvae.config, name) for name in ("depth", "num_embeddings", "latent_dim")}
-    prior = headprior.HeadPrior(replace(preset.prior_network, grid=vqvae.cells, traits=len(traits.TRAITS), **sizes))
-    prior.know([quantizer.codebook for quantizer in vqvae.quantizer.quantizers])
-    adam = loop.adam_along_cosine(preset.pixelcnn, len(whole.seen), beta_2=0.98, clipnorm=1.0)
-    told = traits.traits_of(whole.people)
-    follows = [*vqvae.encoder.weights, prior.codebooks, told]
-    training = job.training(preset, "pixelcnn", prior, adam, monitor="validation_loss", follows=follows)
+    sizes = {"grid": vqvae.cells, "latent_dim": vqvae.config.latent_dim, "traits": len(traits.TRAITS)}
+    model = flow.HeadFlow(replace(preset.flow_network, **sizes))
 
+    def quantized(heads):
+        return vqvae.quantizer.lookup(vqvae.encode(whole.read(heads)))
+
+    some = np.random.default_rng(job.seed).permutation(whole.seen)[:KNOWN]
+    model.know(np.concatenate([quantized([head]) for head in some]))
+    told = traits.traits_of(whole.people)
+    adam = loop.adam_along_cosine(preset.flow, len(whole.seen), beta_2=0.99, clipnorm=1.0)
+    follows = [*vqvae.encoder.weights, *(each.codebook for each in vqvae.quantizer.quantizers), told]
+    training = job.training(preset, "flow", model, adam, monitor="validation_loss", follows=follows)
     training.about = {"people": traits.count_people([whole.people[head] for head in whole.seen])}
+    shape = (*model.grid, sizes["latent_dim"])
 
     def read(chosen, draws):
         chosen = whole.seen[chosen]
-        return traits.changed(whole.read(chosen), told[chosen], draws)
+        return *traits.changed(whole.read(chosen), told[chosen], draws), *drawn_for_flow(draws, shape)
 
-    def loss(stacks, told):
-        return prior_loss(prior, vqvae.quantizer.nearest(vqvae.latents(stacks)), told)
+    def loss(stacks, *others):
+        return flow_loss(vqvae.quantizer.lookup(vqvae.quantizer.nearest(vqvae.latents(stacks))), *others)
 
-    codes = np.concatenate([vqvae.encode(whole.read([head])) for head in whole.unseen])
-    validation_loss = functools.partial(prior_loss, prior, training=False)
-    everyone = np.arange(len(codes))
-    figures_of = loop.validator(validation_loss, everyone, codes, told[whole.unseen], size=heads.PORTION)
-    line_of = functools.partial(reports.prior_line, num_embeddings=prior.num_embeddings)
-    return loop.fit(training, loop.gradients_of(training, loss), read, len(whole.seen), figures_of, line_of)
+    def flow_loss(latents, *others):
+        value = ops.mean(flow.velocity_error(model, latents, *others))
+        return value, {"loss": value}
+
+    often = np.repeat(whole.unseen, LOOKS)
+    times = (np.tile(np.arange(LOOKS), len(whole.unseen)) + 0.5).astype(np.float32) / LOOKS
+    noise = np.random.default_rng(job.seed).standard_normal((len(often), *shape), np.float32)
+    latents = np.concatenate([quantized([head]) for head in whole.unseen]).repeat(LOOKS, axis=0)
+    figures_of = loop.validator(flow_loss, np.arange(len(often)), latents, told[often], times, noise, size=LOOKS)
+    gradients = loop.gradients_of(training, loss)
+    return loop.fit(training, gradients, read, len(whole.seen), figures_of, reports.flow_line)
 
 
 def train_head(job, preset):
@@ -255,5 +272,5 @@ def train_head(job, preset):
     mean, variance = stream.moments(job.images, job.seen)
     trainings = {"vqvae": train_vqvae(job, preset, whole, mean.mean(), variance)}
     trainings["adversarial"] = train_adversarial(job, preset, whole, trainings["vqvae"].model, variance)
-    trainings["pixelcnn"] = train_prior(job, preset, whole, as_used(trainings["vqvae"].model))
+    trainings["flow"] = train_flow(job, preset, whole, as_used(trainings["vqvae"].model))
     return trainings, mean, variance

@@ -25,6 +25,10 @@ TRAININGS = {  # the two panels of each stage: title, unit, and its lines {label
         ("Reconstructions of held-out slices", "", HELD_OUT),
     ),
     "pixelcnn": (("PixelCNN loss", "nats a code", LOSS), ("PixelCNN accuracy", "share of codes", ACCURACY)),
+    "flow": (
+        ("Flow loss", "squared error of velocities", LOSS),
+        ("Flow loss on held-out heads", "squared error of velocities", {"": "validation_loss"}),
+    ),
     "segmenter": (
         ("Segmenter loss", "loss", LOSS),
         ("Dice on held-out cases", "", {tissue: f"validation_Dice of {tissue}" for tissue in TISSUES[1:]}),

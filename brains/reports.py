@@ -46,6 +46,11 @@ def prior_line(figures, num_embeddings):
     return f"{line}a uniform guess: {math.log2(num_embeddings):g} bits"
 
 
+def flow_line(figures):
+    """Say the figures of a flow."""
+    return f"training: loss {figures['loss']:.4f}; validation: loss {figures['validation_loss']:.4f}; the mean head: 2"
+
+
 def with_dice(figures):
     """Return the figures of a segmenter with the Dice of each tissue in place of overlaps and sizes of areas."""
     figures = dict(figures)

@@ -1,6 +1,6 @@
-"""What the prior of heads is told of a head: the person's age and sex, and how the head was changed for training.
+"""What the flow of heads is told of a head: the person's age and sex, and how the head was changed for training.
 
-A few hundred heads are few, so each is shown in many ways. The prior is told which, so that it draws none of them later
+A few hundred heads are few, so each is shown in many ways. The flow is told which, so that it draws none of them later
 (Jun et al. 2020, Distribution Augmentation for Generative Modeling, ICML).
 """
 

@@ -14,10 +14,11 @@ import zlib
 from dataclasses import asdict
 from pathlib import Path
 
+import h5py  # Keras needs it too
 import numpy as np
 
 import modules
-from brains import config, headprior, heads, sharp, tissue
+from brains import config, flow, heads, sharp, tissue
 from brains.backend import keras
 from brains.cli import UsageError, UserError, short, writing, written
 from brains.usual import Usual
@@ -27,12 +28,12 @@ CONFIG, MEAN_IMAGE, USUAL = "config.json", "mean_image.png", "usual.npz"
 REMEDY = "restore it or run train.py"
 REMEASURE = "`python evaluate.py --anomalies`, which needs the training slices, measures it anew"
 # Each part of a set, and what it learned from.
-TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "critic": "pixelcnn", "segmenter": None}
+TRAINED_ON = {"vqvae": None, "pixelcnn": "vqvae", "flow": "vqvae", "critic": "pixelcnn", "segmenter": None}
 NETWORKS = {  # by the name in config.json: the configuration, and what builds the network from it
     "VQVAE": (config.VQVAEConfig, modules.build_vqvae),
     "SharpVQVAE": (config.SharpVQVAEConfig, sharp.build_vqvae),
     "HeadVQVAE": (config.HeadVQVAEConfig, heads.HeadVQVAE),
-    "HeadPrior": (config.HeadPriorConfig, headprior.HeadPrior),
+    "HeadFlow": (config.HeadFlowConfig, flow.HeadFlow),
     "PixelCNN": (config.PixelCNNConfig, modules.PixelCNN),
     "GatedPixelCNN": (config.GatedPixelCNNConfig, sharp.GatedPixelCNN),
     "Critic": (config.CriticConfig, sharp.Critic),
@@ -81,10 +82,16 @@ def load_vqvae(folder):
 def load_models(folder):
     """Return the VQVAE and the prior of the set in `folder`; raises UserError as `load_vqvae` does."""
     content = load_config(folder)
-    vqvae, pixelcnn = (_part(folder, part, content) for part in ("vqvae", "pixelcnn"))
-    if pixelcnn.get("trained_on") != vqvae.get("sha256"):
-        raise UserError(f"{short(folder)}: its PixelCNN was trained on the codes of another VQ-VAE; run train.py")
-    return _load(folder, "vqvae", content), _load(folder, "pixelcnn", content)
+    prior = prior_of(content)
+    if _part(folder, prior, content).get("trained_on") != _part(folder, "vqvae", content).get("sha256"):
+        name = config.STAGES[prior][0]
+        raise UserError(f"{short(folder)}: its {name} was trained on the codes of another VQ-VAE; run train.py")
+    return _load(folder, "vqvae", content), _load(folder, prior, content)
+
+
+def prior_of(content):
+    """Return which part of a set with this config.json is its prior."""
+    return "flow" if "flow" in content else "pixelcnn"
 
 
 def load_critic(folder, candidates=None):
@@ -150,7 +157,8 @@ def knows_heads(folder):
 
 def load_temperature(folder):
     """Return the temperature of sampling that is best for the set in `folder`."""
-    return _part(folder, "pixelcnn", load_config(folder)).get("temperature", 1.0)
+    content = load_config(folder)
+    return _part(folder, prior_of(content), content).get("temperature", 1.0)
 
 
 def build(network):
@@ -223,6 +231,8 @@ def save_set(folder, models, content, mean_image, usual=None):
         for part, model in models.items():
             path = staging / weights_file(part)
             model.save_weights(path)
+            if "flow" in models:  # networks of heads are large, and lose nothing by it
+                _halve(path)
             content[part] |= {"network": describe(model), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             if TRAINED_ON[part]:
                 content[part]["trained_on"] = content[TRAINED_ON[part]]["sha256"]
@@ -231,6 +241,21 @@ def save_set(folder, models, content, mean_image, usual=None):
         save_image(staging / MEAN_IMAGE, mean_image)
         (staging / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
         _swap(staging, Path(folder).resolve())
+
+
+def _halve(path):
+    """Keep the numbers of a file of weights in float16."""
+    half = path.with_suffix(".half")
+    with h5py.File(path) as source, h5py.File(half, "w") as target:
+
+        def keep(name, item):
+            if isinstance(item, h5py.Dataset):
+                target.create_dataset(name, data=item, dtype="float16" if item.dtype == "float32" else item.dtype)
+            else:
+                target.require_group(name).attrs.update(item.attrs)
+
+        source.visititems(keep)
+    half.replace(path)
 
 
 def make_staging(folder):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import modules
-from brains import config, headprior, heads, sharp
+from brains import config, flow, heads, sharp
 
 
 def make_vqvae(**changes):
@@ -48,11 +48,12 @@ def make_head_vqvae(**sizes):
     return heads.HeadVQVAE(config.HeadVQVAEConfig(**small | sizes))
 
 
-def make_head_prior(**sizes):
-    """Return a small HeadPrior over grids (2, 3, 4) with 3 codes a cell, whose weights are all drawn."""
+def make_flow(**sizes):
+    """Return a small HeadFlow over grids (2, 4, 4) of latents of length 4, whose weights are all drawn."""
     keras.utils.set_random_seed(0)
-    small = {"grid": (2, 3, 4), "depth": 3, "num_embeddings": 6, "latent_dim": 4, "filters": 8, "layers": 3}
-    prior = headprior.HeadPrior(config.HeadPriorConfig(**small | {"attention": (1,), "heads": 2, "wide": 8} | sizes))
+    small = {"grid": (2, 4, 4), "latent_dim": 4, "filters": 8, "width": 16, "blocks": 2, "heads": 2}
+    model = flow.HeadFlow(config.HeadFlowConfig(**small | sizes))
     rng = np.random.default_rng(0)
-    prior.set_weights([rng.normal(0, 0.5, weight.shape) for weight in prior.get_weights()])
-    return prior
+    model.set_weights([rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+    model.deviation.assign(2)
+    return model

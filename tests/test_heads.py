@@ -1,12 +1,10 @@
-"""Whole heads: residual quantization, slabs, what the prior may see, and that fast samples are its samples."""
+"""Whole heads: residual quantization, slabs, and the flow from noise to latents."""
 
 import keras
 import numpy as np
-import pytest
-from builders import make_head_prior, make_head_vqvae
+from builders import make_flow, make_head_vqvae
 
-from brains import heads, headsampling
-from brains.sampling import invert
+from brains import flow, heads, headstages, stream
 
 
 def noise(number, seed=0):
@@ -55,37 +53,75 @@ def test_decoding_the_codes_is_the_reconstruction():
     np.testing.assert_allclose(vqvae.decode(codes), np.clip(reconstructions, -0.5, 0.5), atol=1e-6)
 
 
-def logits_moved(prior, codes, traits):
-    """Whether a change of each code (first axis) moves the logits of each code (second axis), in the order of draws."""
-    number = codes.size
-    before = np.asarray(prior(codes, traits)).reshape(number, -1)
-    moved = np.zeros((number, number), bool)
-    for i in range(number):
-        changed = codes.copy().reshape(-1)
-        changed[i] = (changed[i] + 1) % prior.num_embeddings
-        after = np.asarray(prior(changed.reshape(codes.shape), traits)).reshape(number, -1)
-        moved[i] = np.abs(after - before).max(axis=1) > 1e-6
-    return moved
+def velocities(model, mixtures, time=0.5, traits=0.0):
+    number = len(mixtures)
+    told = np.full((number, model.config.traits), traits, np.float32)
+    return np.asarray(model(mixtures, np.full(number, time, np.float32), told))
 
 
-@pytest.mark.parametrize("attention", [(), (1,)])
-def test_logits_depend_on_earlier_codes_alone(attention):
-    prior = make_head_prior(attention=attention)
-    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, (1, *prior.grid), np.int32)
-    moved = logits_moved(prior, codes, np.zeros((1, 8), np.float32))
-    assert not np.tril(moved).any()
-    share = moved[np.triu(np.ones_like(moved), k=1)].mean()
-    assert share > (0.95 if attention else 0.6)  # it sees all but the last cell of a row, from the next ones
+def test_velocity_of_every_cell_depends_on_all_cells_the_time_and_the_traits():
+    model = make_flow()
+    mixtures = np.random.default_rng(1).normal(size=(1, *model.grid, 4)).astype(np.float32)
+    usual = velocities(model, mixtures)
+    for cell in np.ndindex(model.grid):
+        changed = mixtures.copy()
+        changed[(0, *cell)] += 1
+        assert np.abs(velocities(model, changed) - usual).max(axis=-1).min() > 1e-6
+    assert np.abs(velocities(model, mixtures, time=0.51) - usual).max(axis=-1).min() > 1e-6
+    assert np.abs(velocities(model, mixtures, traits=0.1) - usual).max(axis=-1).min() > 1e-6
 
 
-def test_fast_samples_are_those_of_the_prior():
-    prior = make_head_prior()
-    traits = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
-    codes = headsampling.sample_heads(prior, 3, 5, traits, temperature=0.8)
-    logits = np.asarray(prior(codes, traits))
-    seeds = np.random.default_rng(5).integers(0, 2**63, 3)
-    uniforms = np.stack([np.random.default_rng(seed).random(prior.grid, np.float32) for seed in seeds])
-    expected = invert(logits.reshape(-1, prior.num_embeddings), 0.8, uniforms.ravel())
-    assert np.mean(codes.ravel() == expected) > 0.999  # a uniform number may lie on an edge
-    assert len(np.unique(codes)) > 3
-    np.testing.assert_array_equal(headsampling.sample_heads(prior, 2, 5, traits[:2], temperature=0.8), codes[:2])
+def test_patches_are_put_together_as_they_were_cut():
+    model, cells = make_flow(), np.arange(2 * 4 * 4 * 3, dtype=np.float32).reshape(1, 2, 4, 4, 3)
+    patches = np.asarray(model._in_patches(cells))
+    assert patches.shape == (1, 8, 12) and set(patches[0, 0, ::3]) == {0, 3, 12, 15}  # four neighbours
+    np.testing.assert_array_equal(model._in_cells(patches), cells)
+
+
+def test_error_of_an_untrained_flow_is_that_of_the_mean_head():
+    model = flow.HeadFlow(make_flow().config)  # its answer is 0 everywhere
+    rng = np.random.default_rng(0)
+    latents = rng.normal(3, 5, (200, *model.grid, 4)).astype(np.float32)
+    model.know(latents)
+    noise, times = rng.normal(size=latents.shape).astype(np.float32), rng.random(200).astype(np.float32)
+    errors = np.asarray(flow.velocity_error(model, latents, np.zeros((200, 8), np.float32), times, noise))
+    assert errors.shape == (200,) and abs(errors.mean() - 2) < 0.05
+
+
+def test_samples_follow_the_distribution_whose_velocity_is_given(monkeypatch):
+    model, middle, spread = make_flow(), 1.5, 0.4
+
+    def exact(self, mixtures, times, traits):
+        """The velocity from noise to normal numbers of that mean and deviation, in closed form."""
+        share = times[:, None, None, None, None]
+        variance = (1 - share) ** 2 + (share * spread) ** 2
+        slope = (share * spread**2 - (1 - share)) / variance
+        return middle + slope * (mixtures - share * middle)
+
+    monkeypatch.setattr(flow.HeadFlow, "call", exact)
+    drawn = flow.sample_latents(model, 400, 0, np.zeros((400, 8), np.float32))
+    standard = np.asarray(model.standardised(drawn))
+    assert abs(standard.mean() - middle) < 0.01 and abs(standard.std() - spread) < 0.01
+    colder = np.asarray(model.standardised(flow.sample_latents(model, 400, 0, np.zeros((400, 8), np.float32), 0.5)))
+    assert abs(colder.mean() - middle) < 0.01 and abs(colder.std() - spread / 2) < 0.01
+
+
+def test_same_seed_draws_the_same_heads_whatever_their_number():
+    vqvae, model = make_head_vqvae(), make_flow()
+    told = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32)
+    codes = flow.sample_heads(vqvae, model, 6, 5, told)
+    assert codes.shape == (6, *vqvae.grid) and codes.dtype == np.int32
+    np.testing.assert_array_equal(flow.sample_heads(vqvae, model, 6, 5, told), codes)
+    assert np.mean(flow.sample_heads(vqvae, model, 2, 5, told[:2]) == codes[:2]) > 0.99  # products of other sizes
+    assert np.mean(flow.sample_heads(vqvae, model, 6, 6, told) == codes) < 0.9
+    assert np.mean(flow.sample_heads(vqvae, model, 6, 5, told[::-1]) == codes) < 0.99
+
+
+def test_times_and_noise_are_those_of_the_draws():
+    draws = stream.drawn((0, 1), 400)
+    times, noise = headstages.drawn_for_flow(draws, (2, 3))
+    again = headstages.drawn_for_flow(draws[10:12], (2, 3))
+    np.testing.assert_array_equal(times[10:12], again[0])
+    np.testing.assert_array_equal(noise[10:12], again[1])
+    assert abs(np.median(times) - 0.5) < 0.05 and 0 < times.min() and times.max() < 1
+    assert abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.04

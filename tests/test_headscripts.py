@@ -1,16 +1,17 @@
 """Heads as a user meets them: training with a table of people, volumes generated and reconstructed, and bad input."""
 
+import json
 from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
-from builders import make_head_prior, make_head_vqvae
+from builders import make_flow, make_head_vqvae
 from conftest import SLICES, brains, stop_at
 from outcomes import assert_picture, assert_same_set, config_of
 from PIL import Image
 
-from brains import config, headfiles, headsampling, people, traits, volumes, weights
+from brains import config, headfiles, people, traits, volumes, weights
 
 STUDY = "ID,M/F,Hand,Age,CDR\n" + "".join(f"OAS1_{i:04}_MR1,{'FM'[i % 2]},R,{20 + 9 * i},\n" for i in range(1, 7))
 
@@ -27,7 +28,7 @@ def shrink(patch):
             residual_blocks=1,
         ),
         "discriminator_network": config.DiscriminatorConfig(filters=(8, 8, 16)),
-        "prior_network": replace(head.prior_network, filters=16, layers=2, attention=(1,), heads=2, wide=16),
+        "flow_network": replace(head.flow_network, filters=8, width=16, blocks=1, heads=2),
     }
     patch.setitem(config.PRESETS, "head", replace(head, **networks))
 
@@ -37,7 +38,7 @@ def heads(program, miniature, tmp_path_factory):
     """A folder of weights of a small head preset that knows people's ages, and the call that trained them."""
     table = tmp_path_factory.mktemp("people") / "study.csv"
     table.write_text(STUDY)
-    epochs = [part for stage in ("vqvae", "adversarial", "pixelcnn") for part in (f"--{stage}-epochs", 2)]
+    epochs = [part for stage in ("vqvae", "adversarial", "flow") for part in (f"--{stage}-epochs", 2)]
     arguments = ("train.py", "--preset", "head", "--data", miniature, "--people", table, *epochs, "--embeddings", 16)
     arguments = (*arguments, "--deterministic", "--no-show")
     with pytest.MonkeyPatch.context() as patch:
@@ -52,22 +53,18 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "head"
     small = {"levels": 32, "size": 128, "filters": (4, 4, 8), "depth": 2}
     vqvae = make_head_vqvae(**small)
-    prior = make_head_prior(grid=vqvae.cells, depth=2, num_embeddings=16)
-    content = {"preset": "head", "vqvae": {}, "pixelcnn": {"people": {"ages": [20, 90], "F": {"20": 1}, "M": {}}}}
+    prior = make_flow(grid=vqvae.cells)
+    content = {"preset": "head", "vqvae": {}, "flow": {"people": {"ages": [20, 90], "F": {"20": 1}, "M": {}}}}
     content["data"] = {"held_out_cases": []}
-    weights.save_set(folder, {"vqvae": vqvae, "pixelcnn": prior}, content, np.zeros((128, 128, 1), np.float32), None)
+    weights.save_set(folder, {"vqvae": vqvae, "flow": prior}, content, np.zeros((128, 128, 1), np.float32), None)
     return folder
 
 
 def test_training_keeps_counts_of_people_and_no_one_s_age(heads):
     content = config_of(heads[0])
-    counts = content["pixelcnn"]["people"]
+    counts = content["flow"]["people"]
     assert sum(sum(counts[sex].values()) for sex in "FM") == 5  # one case of six is held out
-    assert counts.keys() == {"ages", "F", "M"} and content["data"]["held_out_from"] == [
-        "vqvae",
-        "adversarial",
-        "pixelcnn",
-    ]
+    assert counts.keys() == {"ages", "F", "M"} and content["data"]["held_out_from"] == ["vqvae", "adversarial", "flow"]
     assert "usual.npz" not in {path.name for path in heads[0].iterdir()}
 
 
@@ -267,28 +264,35 @@ def test_heads_change_as_they_are_told(tmp_path):
     np.testing.assert_array_equal(moved[:, 4:-4, 4:-4], stacks[0][:, 2:-6, 5:-3])
 
 
-def test_sampled_frequencies_are_the_probabilities():
-    prior = make_head_prior(grid=(2, 1, 1), depth=1, num_embeddings=3, layers=2, attention=(0,))
-    told = np.zeros((1, 8), np.float32)
-    grids = np.stack(np.meshgrid(range(3), range(3), indexing="ij"), axis=-1).reshape(9, 2, 1, 1, 1).astype(np.int32)
-    logits = np.asarray(prior(grids, np.repeat(told, 9, axis=0)))
-    share = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    share /= share.sum(axis=-1, keepdims=True)
-    expected = [np.prod([share[i, k, 0, 0, 0, grid[k, 0, 0, 0]] for k in range(2)]) for i, grid in enumerate(grids)]
-    drawn = headsampling.sample_heads(prior, 6000, 0, np.repeat(told, 6000, axis=0)).reshape(-1, 2)
-    found = np.bincount(3 * drawn[:, 0] + drawn[:, 1], minlength=9) / 6000
-    np.testing.assert_allclose(found, expected, atol=0.025)
+def test_evaluation_of_heads_writes_a_table(program, heads, miniature, segmenter):
+    how = ("--preset", "head", "--data", miniature, "--samples", 4, "--seed", 0, "--no-show", "--out", "e")
+    out, _ = program.run("evaluate.py", *how)
+    assert "slices cut out of 4 heads, 16 of each compared" in out and "whole heads" in out
+    content = json.loads((program.folder / "e" / "heads.json").read_text())
+    assert content["heads"].keys() == {"generated", "held out", "reconstructed"}
+    for column in content["heads"].values():
+        assert "SSIM of neighbours, at borders" in column and "sagittal, classifier AUC" in column
+    assert "Dice of grey matter" in content["slices"]["reconstructed"]
+    assert content["latents"]["held out"]["velocity error"]["value"] > 0
+
+
+def test_weights_of_heads_are_kept_in_half_the_bytes_and_say_the_same(whole):
+    model, kept = make_flow(grid=(8, 16, 16)), weights.load_models(whole)[1]
+    size = (whole / "flow.weights.h5").stat().st_size
+    assert size < 2 * model.count_params() + 3000 * len(model.weights)  # HDF5 adds some
+    for ours, theirs in zip(model.weights, kept.weights):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", ["VQ-VAE", "adversarial", "PixelCNN"])
-def test_interrupted_training_of_heads_ends_as_one_never_interrupted(program, heads, tmp_path, stage):
+def test_training_of_heads_interrupted_in_every_stage_ends_as_one_never_interrupted(program, heads, tmp_path):
     arguments = (*heads[1], "--models", tmp_path / "models")
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        with pytest.MonkeyPatch.context() as inner:
-            stop_at(inner, stage, 1)
-            program.run(*arguments, status=130)
+        for stage in ("VQ-VAE", "adversarial", "flow"):
+            with pytest.MonkeyPatch.context() as inner:
+                stop_at(inner, stage, 1)
+                program.run(*arguments, *([] if stage == "VQ-VAE" else ["--resume"]), status=130)
         program.run(*arguments, "--resume")
     assert_same_set(tmp_path / "models", heads[0])
 
