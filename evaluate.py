@@ -65,7 +65,6 @@ def parse_arguments(arguments=None):
         args.preset = "sharp"
     both = args.preset == BOTH and not args.models
     args.models = [cli.short(config.MODELS / name) for name in config.OF_SLICES] if both else [cli.choose_models(args)]
-    args.samples = args.samples or (UTILITY if args.utility else HEADS if args.preset == "head" else SAMPLES)
     return args
 
 
@@ -77,7 +76,7 @@ from tqdm import tqdm
 
 from brains import anomalies, contenders, devices, headcontenders, headjudge, lesions, plots, utility, weights
 from brains.backend import keras
-from brains.cli import UserError, note
+from brains.cli import UsageError, UserError, note
 from brains.judge import Judge
 from brains.names import hold_out, owners
 from brains.surprise import views_of
@@ -150,6 +149,7 @@ def as_json(columns):
 
 def measure_utility(args):
     """Measure what generated slices are worth to train a segmenter on; writes utility.json and returns the figure."""
+    args.samples = args.samples or UTILITY
     asked = {"tune": args.tune, "samples": args.samples, "candidates": args.candidates}
     models = contenders.read_slices(args.models, args.data, args.url, **asked)[2][0]
     segmenter = weights.load_segmenter(config.MODELS / "tissue")
@@ -162,8 +162,15 @@ def measure_utility(args):
     about |= {"models": weights.digests(models.folder), "segmenter": weights.digests(config.MODELS / "tissue")}
     scores = utility.Scores(args.out / "utility.json", about)
     vqvae, prior = weights.load_models(models.folder)
-    codes = scores.codes(lambda: contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))
-    images = vqvae.decode(codes)
+    if weights.knows_heads(models.folder):
+        number = -(-args.samples // vqvae.config.levels)
+        options = models.content, vqvae, prior, number, args.seed, temperature
+        codes = scores.codes(lambda: headcontenders.sample(*options)[0])
+        heads = headcontenders.stacks_of(headcontenders.decoded(vqvae, codes))
+        images = heads.reshape(-1, *heads.shape[2:])
+    else:
+        codes = scores.codes(lambda: contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))
+        images = vqvae.decode(codes)
     generated = utility.Labelled(images, segmenter.label(images), np.full(len(images), ""))
     keras.config.set_dtype_policy(devices.choose_precision())
     found = utility.measure(real, people, generated, test, scores, args.seed)
@@ -181,7 +188,9 @@ def measure_anomalies(args):
 
     The figure shows the last ones of several models.
     """
-    asked = {"tune": args.tune, "samples": args.samples, "candidates": 1}
+    if any(map(weights.knows_heads, args.models)):
+        raise UsageError("--anomalies: takes models of slices, --preset faithful or sharp")
+    asked = {"tune": args.tune, "samples": SAMPLES, "candidates": 1}
     found = contenders.read_slices(args.models, args.data, args.url, **asked)[2]
     study = contenders.people_of(found[0])
     about = {"seed": args.seed, "tune": args.tune, "models": {}}
@@ -212,6 +221,11 @@ def measure_anomalies(args):
 def measure_heads(args):
     """Measure whole heads and the slices cut out of them; writes heads.json."""
     (folder,) = args.models
+    args.samples = args.samples or HEADS
+    if args.candidates:
+        raise UsageError(f"--candidates: the models in {folder} have no critic")
+    if len(args.temperature or []) > 1:
+        raise UsageError("--temperature: models of heads take one")
     about = {"samples": args.samples, "tune": args.tune, "seed": args.seed, "models": weights.digests(folder)}
     where = {"tune": args.tune, "seed": args.seed, "data": args.data, "url": args.url}
     made = headcontenders.make(folder, args.samples, args.temperature and args.temperature[0], **where)
@@ -285,6 +299,7 @@ def main(arguments=None):
         return plots.show()
     if not args.real and weights.knows_heads(args.models[0]):
         return measure_heads(args)
+    args.samples = args.samples or SAMPLES
     segmenter, digest = find_segmenter()
     if args.real:
         made = {}

@@ -44,7 +44,9 @@ def make(folder, samples, temperature, *, tune, seed, data, url):
         held_out = heads_of(test, "test", vqvae.config.levels, data, url)
         real, real_slices = everyone, slices
         held_out_slices = slice_set(test.images, test.names, owners(test.names)[1])
-    sets = {"generated": generate(content, vqvae, model, samples, temperature or content["flow"]["temperature"], seed)}
+    temperature = temperature or content["flow"]["temperature"]
+    codes, asked = sample(content, vqvae, model, samples, seed, temperature)
+    sets = {"generated": Heads(decoded(vqvae, codes), np.array([f"head {i}" for i in range(samples)]), asked)}
     sets |= {"held out": held_out, "reconstructed": reconstruct(vqvae, held_out)}
     some = np.random.default_rng(seed).permutation(len(seen.names))[:KNOWN]
     parts = {"training": take(seen, np.sort(some)), "held out": held_out}
@@ -84,13 +86,12 @@ def stacks_of(grey):
     return unit(grey)[..., None] - np.float32(0.5)
 
 
-def generate(content, vqvae, model, samples, temperature, seed):
-    """Return so many generated Heads, of people like those learned from."""
+def sample(content, vqvae, model, number, seed, temperature):
+    """Return the codes (N, S, h, w, depth) of so many heads, and the Persons: people like those learned from."""
     counts = content["flow"].get("people")
-    asked = traits.draw_people(counts, samples, seed) if counts else [people.Person()] * samples
+    asked = traits.draw_people(counts, number, seed) if counts else [people.Person()] * number
     progress = functools.partial(tqdm, desc="sampling heads", unit="batch", leave=False, disable=None)
-    codes = flow.sample_heads(vqvae, model, samples, seed, traits.traits_of(asked), temperature, progress)
-    return Heads(decoded(vqvae, codes), np.array([f"head {i}" for i in range(samples)]), asked)
+    return flow.sample_heads(vqvae, model, number, seed, traits.traits_of(asked), temperature, progress), asked
 
 
 def decoded(vqvae, codes):

@@ -50,7 +50,7 @@ def whole_heads(job, levels):
     found, broken = names.whole_heads(job.cases, job.levels, levels)
     if broken:
         several = f" and {len(broken) - 1} more" if broken[1:] else ""
-        note(f"note: {broken[0]}{several}: not one slice of each of {levels} levels; passed by")
+        note(f"note: {broken[0]}{several}: not one slice of each of {levels} levels, or several sessions; passed by")
     held_out = np.isin(list(found), job.held_out_cases)
     if held_out.all() or not held_out.any():
         raise UserError(f"too few heads have one slice of each of the levels 0 to {levels - 1}; see dataset.py slices")

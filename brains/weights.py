@@ -250,7 +250,8 @@ def _halve(path):
 
         def keep(name, item):
             if isinstance(item, h5py.Dataset):
-                target.create_dataset(name, data=item, dtype="float16" if item.dtype == "float32" else item.dtype)
+                values = item[()]  # NumPy rounds; HDF5 makes -0.25 of -0.4999
+                target[name] = values.astype(np.float16) if values.dtype == np.float32 else values
             else:
                 target.require_group(name).attrs.update(item.attrs)
 

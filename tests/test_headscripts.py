@@ -11,7 +11,7 @@ from conftest import SLICES, brains, stop_at
 from outcomes import assert_picture, assert_same_set, config_of
 from PIL import Image
 
-from brains import config, headfiles, people, traits, volumes, weights
+from brains import config, headfiles, people, traits, utility, volumes, weights
 
 STUDY = "ID,M/F,Hand,Age,CDR\n" + "".join(f"OAS1_{i:04}_MR1,{'FM'[i % 2]},R,{20 + 9 * i},\n" for i in range(1, 7))
 
@@ -274,6 +274,23 @@ def test_evaluation_of_heads_writes_a_table(program, heads, miniature, segmenter
         assert "SSIM of neighbours, at borders" in column and "sagittal, classifier AUC" in column
     assert "Dice of grey matter" in content["slices"]["reconstructed"]
     assert content["latents"]["held out"]["velocity error"]["value"] > 0
+
+
+def test_heads_are_worth_something_to_train_a_segmenter_on(program, heads, miniature, segmenter, monkeypatch):
+    monkeypatch.setattr(utility, "STEPS", 2)
+    monkeypatch.setattr(utility, "REPEATS", 1)
+    how = ("--utility", "--preset", "head", "--data", miniature, "--samples", 15, "--seed", 0, "--no-show")
+    out, _ = program.run("evaluate.py", *how, "--out", "u")
+    assert "2 people and generated" in out  # 15 slices make two heads of eight
+    content = json.loads((program.folder / "u" / "utility.json").read_text())
+    assert {name.split(",")[0] for name in content["scores"]} == {"2 people", "generated", "2 people and generated"}
+
+
+def test_evaluation_refuses_what_heads_do_not_have(program, heads, miniature):
+    evaluate = ("evaluate.py", "--preset", "head", "--data", miniature, "--no-show")
+    assert "no critic" in program.fails(*evaluate, "--candidates", 2, status=2)
+    assert "take one" in program.fails(*evaluate, "--temperature", 1, 0.9, status=2)
+    assert "models of slices" in program.fails(*evaluate, "--anomalies", status=2)
 
 
 def test_weights_of_heads_are_kept_in_half_the_bytes_and_say_the_same(whole):
