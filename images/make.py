@@ -24,9 +24,12 @@ ROOT = IMAGES.parent
 sys.path.insert(0, str(ROOT))
 
 import dataset
-from brains import config, sampling, volumes, weights
+from brains import config, flow, headfiles, sampling, volumes, weights
 from brains.fidelity import fit_components, fit_level, slice_set
+from brains.headcontenders import decoded, heads_of
+from brains.headjudge import ages_of
 from brains.names import level_of, owners
+from brains.traits import traits_of
 
 
 def elsewhere(folder):
@@ -107,6 +110,27 @@ def beside_real(data, number=8):
     figure.savefig(IMAGES / "real_and_generated.png", dpi=100)
 
 
+def heads_beside_real(data, ages=(25, 55, 85)):
+    """Draw generated heads of people of some ages, with seed 0, each beside the test person nearest in age."""
+    vqvae, prior = weights.load_models(config.MODELS / "head")
+    real = heads_of(dataset.load_split("test", data), "test", vqvae.config.levels, data, None)
+    known = ages_of(real)
+    chosen = [int(np.nanargmin(np.abs(known - age))) for age in ages]
+    asked = [real.people[i]._replace(age=float(age)) for i, age in zip(chosen, ages)]  # of the same sex
+    temperature = weights.load_temperature(config.MODELS / "head")
+    codes = flow.sample_heads(vqvae, prior, len(ages), 0, traits_of(asked), temperature)
+    figure, axes = plt.subplots(1, 2 * len(ages), figsize=(4 * len(ages), 2.8))
+    for i, generated in enumerate(decoded(vqvae, codes)):
+        person = real.people[chosen[i]]
+        pair = (f"real, {person.age:g} years", real.grey[chosen[i]]), (f"generated, {ages[i]} years", generated)
+        for axis, (title, grey) in zip(axes[2 * i :], pair):
+            axis.imshow(headfiles.picture(grey), "gray", vmin=0, vmax=255)
+            axis.set_title(f"{title}, {person.sex}", fontsize=9)
+            axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(IMAGES / "heads.png", dpi=120)
+
+
 def overview():
     """Draw how a slice becomes codes and codes become a slice."""
     figure, axes = plt.subplots(figsize=(12, 4.2))
@@ -150,6 +174,8 @@ def main():
     overview()
     mean_slices(args.data)
     beside_real(args.data)
+    if weights.is_set(config.MODELS / "head"):
+        heads_beside_real(args.data)
     reconstruct = ("predict.py", "reconstruct")
     call("vqvae_reconstructions.png", "reconstructions.png", *reconstruct, "--random", "4", "--seed", "0", *data)
     call("pixelcnn_vqvae_generations.png", "generations.png", "predict.py", "generate", "8", "--seed", "0")
