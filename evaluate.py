@@ -137,9 +137,10 @@ def table(columns):
     """Return {column: {row: Figure}} as lines of text."""
     rows = dict.fromkeys(row for figures in columns.values() for row in figures)
     width = max(26, *(len(name) + 2 for name in columns))
-    lines = [f"{'':32}" + "".join(f"{name:{width}}" for name in columns)]
+    first = max(32, *(len(row) + 2 for row in rows))
+    lines = [f"{'':{first}}" + "".join(f"{name:{width}}" for name in columns)]
     for row in rows:
-        lines.append(f"{row:32}" + "".join(f"{str(figures.get(row, '')):{width}}" for figures in columns.values()))
+        lines.append(f"{row:{first}}" + "".join(f"{str(figures.get(row, '')):{width}}" for figures in columns.values()))
     return "\n".join(line.rstrip() for line in lines)
 
 

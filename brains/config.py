@@ -224,7 +224,7 @@ class Head:
     flow_network: HeadFlowConfig = HeadFlowConfig()
     vqvae: Schedule = Schedule(epochs=36, batch_size=2, learning_rate=1e-3)
     adversarial: Schedule = Schedule(epochs=12, batch_size=2, learning_rate=2e-4)
-    flow: Schedule = Schedule(epochs=160, batch_size=4, learning_rate=7e-4)
+    flow: Schedule = Schedule(epochs=120, batch_size=4, learning_rate=7e-4)
     ssim_weight: float = 0.5
     discriminator_learning_rate: float = 1e-3
     adversarial_ssim_weight: float = 0.3

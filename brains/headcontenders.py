@@ -109,7 +109,7 @@ def reconstruct(vqvae, heads):
 def errors_of(vqvae, model, heads, seed):
     """Return how far a HeadFlow errs on Heads: its squared error at each of TIMES, (N, TIMES)."""
     told, errors = traits.traits_of(heads.people), []
-    times = (np.arange(TIMES, dtype=np.float32) + 0.5) / TIMES
+    times = flow.time_of((np.arange(TIMES, dtype=np.float32) + 0.5) / TIMES)
     shape = TIMES, *model.grid, model.config.latent_dim
     noise = np.random.default_rng(seed).standard_normal(shape, np.float32)  # the same for every head
     measure = tf.function(functools.partial(flow.velocity_error, model))

@@ -208,14 +208,11 @@ def train_adversarial(job, preset, whole, vqvae, variance):
 
 
 def drawn_for_flow(draws, shape):
-    """Return the times (N,) and the noise (N, *shape), float32, that go with draws.
-
-    Most times are halfway, where it is decided what a head will be (Esser et al. 2024, arXiv 2403.03206).
-    """
+    """Return the times (N,) and the noise (N, *shape), float32, that go with draws."""
     times, noise = np.empty(len(draws), np.float32), np.empty((len(draws), *shape), np.float32)
     for i, draw in enumerate(draws):
         rng = np.random.default_rng(int(draw["offset"][1] * 2**53))
-        times[i] = 1 / (1 + np.exp(-rng.standard_normal()))
+        times[i] = flow.time_of(rng.random())
         rng.standard_normal(out=noise[i], dtype=np.float32)
     return times, noise
 
@@ -254,7 +251,7 @@ def train_flow(job, preset, whole, vqvae):
         return value, {"loss": value}
 
     often = np.repeat(whole.unseen, LOOKS)
-    times = (np.tile(np.arange(LOOKS), len(whole.unseen)) + 0.5).astype(np.float32) / LOOKS
+    times = flow.time_of((np.tile(np.arange(LOOKS, dtype=np.float32), len(whole.unseen)) + 0.5) / LOOKS)
     noise = np.random.default_rng(job.seed).standard_normal((len(often), *shape), np.float32)
     latents = np.concatenate([quantized([head]) for head in whole.unseen]).repeat(LOOKS, axis=0)
     figures_of = loop.validator(flow_loss, np.arange(len(often)), latents, told[often], times, noise, size=LOOKS)
