@@ -77,6 +77,7 @@ from tqdm import tqdm
 from brains import anomalies, contenders, devices, headcontenders, headjudge, lesions, plots, utility, weights
 from brains.backend import keras
 from brains.cli import UsageError, UserError, note
+from brains.fidelity import images_of
 from brains.judge import Judge
 from brains.names import hold_out, owners
 from brains.surprise import views_of
@@ -167,7 +168,7 @@ def measure_utility(args):
         number = -(-args.samples // vqvae.config.levels)
         options = models.content, vqvae, prior, number, args.seed, temperature
         codes = scores.codes(lambda: headcontenders.sample(*options)[0])
-        heads = headcontenders.stacks_of(headcontenders.decoded(vqvae, codes))
+        heads = images_of(headcontenders.decoded(vqvae, codes))
         images = heads.reshape(-1, *heads.shape[2:])
     else:
         codes = scores.codes(lambda: contenders.sample(models, vqvae, prior, args.samples, args.seed, temperature))

@@ -167,7 +167,12 @@ def pair_ssim(slices, seed):
 
 def as_images(slices):
     """Return images (N, 128, 128, 1) float32 in [-0.5, 0.5], as `ssim` takes them."""
-    return unit(slices.grey)[..., None] - np.float32(0.5)
+    return images_of(slices.grey)
+
+
+def images_of(grey):
+    """Return grey values (..., H, W) uint8 as images (..., H, W, 1) float32 in [-0.5, 0.5]."""
+    return unit(grey)[..., None] - np.float32(0.5)
 
 
 def fit_level(points, levels):

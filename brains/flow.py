@@ -13,7 +13,7 @@ Peebles and Xie 2022, Scalable Diffusion Models with Transformers, arXiv 2212.09
 import numpy as np
 
 from brains.backend import keras, layers, ops, tf
-from brains.layers import SafeConv2D
+from brains.layers import SafeConv2D, with_neighbours
 
 PATCH = 2  # cells a side of what the transformer takes as one
 FREQUENCIES = np.geomspace(1, 1000, 32, dtype=np.float32)  # of the waves by which the time is told
@@ -33,8 +33,7 @@ class SlabConv2D(layers.Layer):
         self.convolution.build((None, *shape[2:-1], 3 * shape[-1]))
 
     def call(self, x):
-        below, above = (ops.pad(x, [(0, 0), sides, *3 * [(0, 0)]]) for sides in ((1, 0), (0, 1)))
-        near = ops.concatenate([below[:, :-1], x, above[:, 1:]], axis=-1)
+        near = with_neighbours(x)
         y = self.convolution(ops.reshape(near, (-1, *near.shape[2:])))
         return ops.reshape(y, (-1, *x.shape[1:-1], y.shape[-1]))
 
@@ -108,8 +107,8 @@ class HeadFlow(keras.Model):
         super().__init__(name="flow", autocast=False)  # times need more than bfloat16
         self.config, self.grid = config, config.grid
         filters, width, shape = config.filters, config.width, (None, *config.grid, config.filters)
-        slabs, height, column = config.grid
-        self.patches = slabs, height // PATCH, column // PATCH
+        slabs, rows, columns = config.grid
+        self.patches = slabs, rows // PATCH, columns // PATCH
         kept = {"trainable": False, "dtype": "float32"}
         self.middle = self.add_weight(
             shape=(*config.grid, config.latent_dim), initializer="zeros", name="middle", **kept
@@ -186,14 +185,14 @@ class HeadFlow(keras.Model):
         """Cut a grid (N, S, h, w, C) into patches (N, T, 4 C)."""
         slabs, rows, columns = self.patches
         split = ops.reshape(cells, (-1, slabs, rows, PATCH, columns, PATCH, cells.shape[-1]))
-        return ops.reshape(
-            ops.transpose(split, (0, 1, 2, 4, 3, 5, 6)), (-1, slabs * rows * columns, 4 * cells.shape[-1])
-        )
+        joined = ops.transpose(split, (0, 1, 2, 4, 3, 5, 6))
+        return ops.reshape(joined, (-1, slabs * rows * columns, PATCH * PATCH * cells.shape[-1]))
 
     def _in_cells(self, patches):
         """Put patches (N, T, 4 C) together to a grid (N, S, h, w, C)."""
-        split = ops.reshape(patches, (-1, *self.patches, PATCH, PATCH, patches.shape[-1] // 4))
-        return ops.reshape(ops.transpose(split, (0, 1, 2, 4, 3, 5, 6)), (-1, *self.grid, patches.shape[-1] // 4))
+        filters = patches.shape[-1] // (PATCH * PATCH)
+        split = ops.reshape(patches, (-1, *self.patches, PATCH, PATCH, filters))
+        return ops.reshape(ops.transpose(split, (0, 1, 2, 4, 3, 5, 6)), (-1, *self.grid, filters))
 
 
 def time_of(share):
@@ -247,5 +246,4 @@ def sample_latents(flow, num, seed, traits, temperature=1.0, progress=iter):
 
 def sample_heads(vqvae, flow, num, seed, traits, temperature=1.0, progress=iter):
     """Draw code indices (num, S, h, w, depth) int32 of heads: those of latents that `sample_latents` draws."""
-    latents = sample_latents(flow, num, seed, traits, temperature, progress)
-    return np.asarray(vqvae.quantizer.nearest(latents))
+    return vqvae.codes_of(sample_latents(flow, num, seed, traits, temperature, progress))

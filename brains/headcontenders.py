@@ -11,7 +11,7 @@ from brains import flow, headfiles, people, traits, weights
 from brains.backend import tf
 from brains.cli import UserError
 from brains.contenders import find_unseen
-from brains.fidelity import SliceSet, slice_set, unit
+from brains.fidelity import SliceSet, images_of, slice_set
 from brains.names import hold_out, owners, whole_heads
 from brains.statistics import mean
 
@@ -81,15 +81,9 @@ def heads_of(slices, split, levels, data, url):
     return Heads(grey, np.array(list(whole)), people.people_of_cases(list(whole), folder, genuine))
 
 
-def stacks_of(grey):
-    """Return heads (N, L, H, W) uint8 as images (N, L, H, W, 1) float32 in [-0.5, 0.5]."""
-    return unit(grey)[..., None] - np.float32(0.5)
-
-
 def sample(content, vqvae, model, number, seed, temperature):
     """Return the codes (N, S, h, w, depth) of so many heads, and the Persons: people like those learned from."""
-    counts = content["flow"].get("people")
-    asked = traits.draw_people(counts, number, seed) if counts else [people.Person()] * number
+    asked = traits.draw_people(content["flow"].get("people"), number, seed)
     progress = functools.partial(tqdm, desc="sampling heads", unit="batch", leave=False, disable=None)
     return flow.sample_heads(vqvae, model, number, seed, traits.traits_of(asked), temperature, progress), asked
 
@@ -102,8 +96,7 @@ def decoded(vqvae, codes):
 
 def reconstruct(vqvae, heads):
     """Return the reconstructions of Heads."""
-    codes = np.concatenate([vqvae.encode(stacks_of(heads.grey[i : i + 1])) for i in range(len(heads.names))])
-    return heads._replace(grey=decoded(vqvae, codes))
+    return heads._replace(grey=decoded(vqvae, vqvae.encode(images_of(heads.grey))))
 
 
 def errors_of(vqvae, model, heads, seed):
@@ -114,7 +107,7 @@ def errors_of(vqvae, model, heads, seed):
     noise = np.random.default_rng(seed).standard_normal(shape, np.float32)  # the same for every head
     measure = tf.function(functools.partial(flow.velocity_error, model))
     for i in tqdm(range(len(told)), desc="flow", unit="head", leave=False, disable=None):
-        latents = vqvae.quantizer.lookup(vqvae.encode(stacks_of(heads.grey[i : i + 1])))
+        latents = vqvae.quantizer.lookup(vqvae.encode(images_of(heads.grey[i : i + 1])))
         same = (np.repeat(each, TIMES, axis=0) for each in (latents, told[i : i + 1]))
         errors.append(np.asarray(measure(*same, times, noise)))
     return np.array(errors)

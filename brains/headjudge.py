@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeCV
 import modules
 from brains import classifiers, fidelity
 from brains.anatomy import correlation
-from brains.fidelity import SliceSet
+from brains.fidelity import COMPONENTS, SliceSet
 from brains.judge import nearer_than_held_out, standardised
 from brains.membership import matched_auc, membership
 from brains.statistics import Figure, mean, resampled, within
@@ -21,7 +21,6 @@ from brains.statistics import Figure, mean, resampled, within
 LEVELS_CUT = 4  # slices that are cut out of each head
 PLANES = 4  # sagittal, and as many coronal, planes of each head
 COARSE = (2, 4, 4)  # voxels of a head that make one, to compare whole heads
-COMPONENTS = 64
 SIDE = 32  # pixels of a plane from bottom to top, whatever the number of slices
 
 
@@ -50,7 +49,7 @@ def coherence(heads, slab):
     It is the SSIM of neighbours in a slab of so many slices and across the borders of slabs, and the ratio of the mean
     difference through the slices to that inside them.
     """
-    images = fidelity.unit(heads)[..., None] - np.float32(0.5)
+    images = fidelity.images_of(heads)
     alike = np.array([modules.ssim(head[:-1], head[1:]) for head in images])  # (N, L - 1)
     border = np.arange(1, heads.shape[1]) % slab == 0
     through = np.abs(np.diff(images, axis=1)).mean(axis=(1, 2, 3, 4))
@@ -120,7 +119,7 @@ def tissue_shares(heads, segmenter):
     """Return the shares (N, 3) of CSF, grey and white matter in the brains of heads (N, L, H, W) uint8."""
     counts = []
     for head in heads:
-        labels = segmenter.label(fidelity.unit(head)[..., None] - np.float32(0.5))
+        labels = segmenter.label(fidelity.images_of(head))
         counts.append(np.bincount(labels.ravel(), minlength=4)[1:4])
     counts = np.array(counts, float)
     return counts / counts.sum(axis=1, keepdims=True)
@@ -153,11 +152,9 @@ def plane_figures(heads, names, real, real_names, seed):
     figures = {}
     for name, axis in (("sagittal", 2), ("coronal", 3)):
         ours, theirs = planes(heads, names, axis), planes(real, real_names, axis)
-        pyramids = [[fidelity.laplacian_pyramid(fidelity.unit(each.grey))[0]] for each in (ours, theirs)]
-        count = min(len(pyramids[0][0]), len(pyramids[1][0]))
-        pyramids = [[each[0][:count]] for each in pyramids]
-        distance = fidelity.sliced_wasserstein(*pyramids, seed)[0]
-        figures[f"{name}, sliced Wasserstein"] = Figure(distance)
+        count = min(len(ours.grey), len(theirs.grey))
+        finest = [fidelity.laplacian_pyramid(fidelity.unit(each.grey[:count]))[:1] for each in (ours, theirs)]
+        figures[f"{name}, sliced Wasserstein"] = Figure(fidelity.sliced_wasserstein(*finest, seed)[0])
         figures[f"{name}, classifier AUC"] = classifiers.two_sample_auc(ours, theirs, seed)
     return figures
 

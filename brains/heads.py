@@ -10,6 +10,7 @@ Lee et al. 2022, Autoregressive Image Generation using Residual Quantization, ar
 import numpy as np
 
 from brains.backend import keras, layers, ops, tf
+from brains.layers import with_neighbours
 from brains.sharp import MovingAverageQuantizer, Residual, build_decoder
 from modules import build_encoder
 
@@ -94,8 +95,7 @@ class HeadVQVAE(keras.Model):
         A slab is painted from its own cells and those of the slabs below and above. Neighbouring slabs overlap, where
         the mean of both counts, so that no seam is seen.
         """
-        below, above = (ops.pad(quantized, [(0, 0), sides, *3 * [(0, 0)]]) for sides in ((1, 0), (0, 1)))
-        near = ops.concatenate([below[:, :-1], quantized, above[:, 1:]], axis=-1)
+        near = with_neighbours(quantized)
         painted = self.decoder(ops.reshape(near, (-1, *near.shape[2:])))
         painted = ops.reshape(ops.cast(painted, "float32"), (-1, self.slabs, *painted.shape[1:]))
         margin = self.config.margin
@@ -109,6 +109,10 @@ class HeadVQVAE(keras.Model):
     def encode(self, heads):
         """Return the code indices (N, 8, 16, 16, depth) int32 of heads (N, 32, 128, 128, 1), in portions."""
         return _in_portions(self._encode, heads)
+
+    def codes_of(self, latents):
+        """Return the code indices (N, 8, 16, 16, depth) int32 of latents (N, 8, 16, 16, D), in portions."""
+        return _in_portions(self.quantizer.nearest, latents)
 
     def decode(self, codes):
         """Return the heads (N, 32, 128, 128, 1) float32 in [-0.5, 0.5] of code indices, in portions."""

@@ -76,12 +76,10 @@ def choose_people(args, num):
     """Return `num` Persons of the ages and sexes that the arguments ask for; UsageError if the models know none."""
     counts = weights.load_config(args.models)["flow"].get("people")
     asked = "--age" if args.age else "--sex"
-    if counts is None:
-        if args.age or args.sex:
-            raise UsageError(f"{asked}: the models in {short(args.models)} have learned nothing of age and sex")
-        return [traits.Person()] * num
-    first, last = counts["ages"]
+    if counts is None and (args.age or args.sex):
+        raise UsageError(f"{asked}: the models in {short(args.models)} have learned nothing of age and sex")
     for age in args.age or ():
+        first, last = counts["ages"]
         if not first <= age <= last:
             raise UsageError(f"--age {age:g}: the models in {short(args.models)} have seen people of {first} to {last}")
     return traits.draw_people(counts, num, args.seed, args.age, args.sex)

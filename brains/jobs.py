@@ -216,8 +216,8 @@ def finish(job, preset, models, trainings, mean, variance):
     for stage, training in trainings.items():
         epochs = {"epochs": len(training.history), "best_epoch": training.best_epoch}
         content[stage] = epochs | training.about | {"history": training.history}
-    if weights.prior_of(trainings) in trainings:
-        content[weights.prior_of(trainings)]["temperature"] = preset.temperature
+    if (prior := weights.prior_of(trainings)) in trainings:
+        content[prior]["temperature"] = preset.temperature
     if "critic" in trainings:
         content["critic"]["candidates"] = preset.candidates
     content["data"] = {"digest": job.digest_of_slices, "genuine": dataset.is_genuine("train", job.digest_of_slices)}

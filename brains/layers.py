@@ -73,6 +73,15 @@ class OneHotConv2D(layers.Layer):
         return ops.relu(tf.reshape(sums, (-1, height, width, self.filters)) + self.bias)
 
 
+def with_neighbours(grid):
+    """Return a grid (N, S, h, w, C) whose channels (3 C) are of the slab below, the own one and that above.
+
+    Below the lowest slab and above the highest one are zeros.
+    """
+    below, above = (ops.pad(grid, [(0, 0), sides, *3 * [(0, 0)]]) for sides in ((1, 0), (0, 1)))
+    return ops.concatenate([below[:, :-1], grid, above[:, 1:]], axis=-1)
+
+
 def detail(images):
     """Return what a 3x3 mean takes away from images (N, H, W, 1): their finest scale."""
     return images - ops.average_pool(images, 3, strides=1, padding="same")

@@ -80,8 +80,10 @@ def count_people(people):
 def draw_people(counts, num, seed, ages=None, sexes=None):
     """Return `num` Persons with the ages and sexes that are asked for, which are cycled through.
 
-    What is not asked for is drawn as often as it is among the people of `count_people`.
+    What is not asked for is drawn as often as it is among the people of `count_people`; without counts they have none.
     """
+    if counts is None:
+        return [Person()] * num
     rng, people = np.random.default_rng(seed), []
     cells = [(sex, int(decade), number) for sex in SEXES for decade, number in counts[sex].items()]
     for i in range(num):
