@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
-from brains import flow, headfiles, people, traits, weights
+from brains import flow, people, traits, weights
 from brains.backend import tf
 from brains.cli import UserError
 from brains.contenders import find_unseen
@@ -90,8 +90,7 @@ def sample(content, vqvae, model, number, seed, temperature):
 
 def decoded(vqvae, codes):
     """Return the heads (N, L, H, W) uint8 of codes, as files hold them."""
-    each = (headfiles.full_range(vqvae.decode(codes[i : i + 1])[0]) for i in range(len(codes)))
-    return np.stack([dataset.to_grey(head[..., 0]) for head in each])
+    return np.concatenate([dataset.to_grey(vqvae.decode(codes[i : i + 1])[..., 0]) for i in range(len(codes))])
 
 
 def reconstruct(vqvae, heads):

@@ -20,12 +20,6 @@ def affine():
     return matrix
 
 
-def full_range(head):
-    """Return a head (L, H, W, 1) each of whose slices runs from -0.5 to 0.5, as those learned from do."""
-    low, high = head.min(axis=(1, 2), keepdims=True), head.max(axis=(1, 2), keepdims=True)
-    return (head - low) / np.maximum(high - low, 1e-3) - np.float32(0.5)
-
-
 def save_volume(path, slices):
     """Write slices (L, H, W) uint8 as a .nii.gz of voxels of 2x2x1 mm, RAS. Raises UserError if it cannot be."""
     import nibabel

@@ -114,7 +114,7 @@ def generate(args):
     pictures, labels = [], [label_of(person) for person in people]
 
     def decoded(first):  # one head at a time, to spare memory
-        images = headfiles.full_range(vqvae.decode(codes[first : first + 1])[0])
+        images = vqvae.decode(codes[first : first + 1])[0]
         pictures.append(headfiles.picture(dataset.to_grey(images[..., 0])))
         return images, segmenter.label(images) if segmenter else None
 

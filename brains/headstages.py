@@ -21,6 +21,7 @@ from brains.weights import as_used, copy_of
 
 SLICES, PLANES = 8, 16  # of each head, drawn at random, that the discriminators judge in a step
 KNOWN = 128  # heads, at most, that the mean of latents is taken of
+STRETCHED = 16  # of them, at most, that tell how far samples are stretched
 LOOKS = 4  # times at which a held-out head validates the flow
 
 
@@ -231,7 +232,8 @@ def train_flow(job, preset, whole, vqvae):
         return vqvae.quantizer.lookup(vqvae.encode(whole.read(heads)))
 
     some = np.random.default_rng(job.seed).permutation(whole.seen)[:KNOWN]
-    model.know(np.concatenate([quantized([head]) for head in some]))
+    known = np.concatenate([quantized([head]) for head in some])
+    model.know(known)
     told = traits.traits_of(whole.people)
     adam = loop.adam_along_cosine(preset.flow, len(whole.seen), beta_2=0.99, clipnorm=1.0)
     follows = [*vqvae.encoder.weights, *(each.codebook for each in vqvae.quantizer.quantizers), told]
@@ -256,7 +258,9 @@ def train_flow(job, preset, whole, vqvae):
     latents = np.concatenate([quantized([head]) for head in whole.unseen]).repeat(LOOKS, axis=0)
     figures_of = loop.validator(flow_loss, np.arange(len(often)), latents, told[often], times, noise, size=LOOKS)
     gradients = loop.gradients_of(training, loss)
-    return loop.fit(training, gradients, read, len(whole.seen), figures_of, reports.flow_line)
+    loop.fit(training, gradients, read, len(whole.seen), figures_of, reports.flow_line)
+    flow.set_stretch(vqvae, model, known[:STRETCHED], told[some[:STRETCHED]], job.seed)
+    return training
 
 
 def train_head(job, preset):

@@ -268,6 +268,8 @@ def cut(volume, sides):
     low, high = slices.min(axis=(1, 2), keepdims=True), slices.max(axis=(1, 2), keepdims=True)
     if np.any(low == high):
         raise UserError("some of the slices that would be cut are empty")
+    if own and low.min() >= 0 and 1 < high.max() <= 255:  # written by this program, so that slices are grey already
+        low, high = np.zeros_like(low), np.full_like(high, 255)
     grey = np.round((slices - low) * (255 / (high - low))).astype(np.uint8)
     return Cut(grey, likeness, scale, centre, np.stack([low.ravel(), high.ravel()], axis=1))
 

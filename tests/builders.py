@@ -56,4 +56,5 @@ def make_flow(**sizes):
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
     model.deviation.assign(2)
+    model.stretch.assign(1)
     return model

@@ -125,3 +125,18 @@ def test_times_and_noise_are_those_of_the_draws():
     np.testing.assert_array_equal(noise[10:12], again[1])
     assert abs(np.median(times) - flow.time_of(0.5)) < 0.05 and 0 <= times.min() and times.max() < 1
     assert abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.04
+
+
+def test_blurred_samples_are_stretched_to_the_detail_of_heads():
+    class Transparent:
+        codes_of = staticmethod(np.asarray)
+        decode = staticmethod(lambda latents: latents[..., :1])
+
+    model, told = make_flow(), np.zeros((6, 8), np.float32)
+    model.know(np.random.default_rng(1).normal(3, 2, (5, *model.grid, model.config.latent_dim)))
+    middle, drawn = np.asarray(model.middle), flow.sample_latents(model, 6, 0, told)
+    for detail, expected in ((1.25, 1.25), (0.8, 1), (3, 1.4)):
+        heads_of_people = middle + detail * (drawn - middle)
+        flow.set_stretch(Transparent, model, heads_of_people, told, 0)
+        np.testing.assert_allclose(model.stretch, expected, atol=0.02)
+    np.testing.assert_allclose(flow.sample_latents(model, 6, 0, told), middle + 1.4 * (drawn - middle), atol=1e-4)
