@@ -11,15 +11,14 @@ import argparse
 import csv
 import json
 
-from brains import cli
-from brains.config import FIGURES, SPLITS
+from brains import cli, config
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Structural similarity of slices and their reconstructions.")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="the split (default: %(default)s)")
+    parser.add_argument("--split", choices=config.SPLITS, default="test", help="the split (default: %(default)s)")
     cli.add_data_arguments(parser)
-    cli.add_model_arguments(parser)
+    cli.add_model_arguments(parser, presets=config.GENERATIVE)
     args = parser.parse_args(arguments)
     args.models = cli.choose_models(args)
     return args
@@ -33,7 +32,7 @@ import numpy as np
 import dataset
 import modules
 from brains import plots, weights
-from brains.names import owners
+from brains.names import owners, whole_heads
 from brains.statistics import bootstrap_interval
 
 STATISTICS = {"mean": np.mean, "median": np.median, "std": np.std, "min": np.min, "max": np.max}
@@ -59,15 +58,30 @@ def table(figures):
     return "\n".join(lines)
 
 
+def of_whole_heads(slices, levels):
+    """Return the Slices of heads that have one of each of so many levels. Raises UserError if there is none."""
+    whole, broken = whole_heads(*owners(slices.names), levels)
+    if not whole:
+        raise cli.UserError(f"{slices.names[0]}: not one slice of each of {levels} levels, nor of any other case")
+    if broken:
+        cli.note(f"note: not one slice of each of {levels} levels; passed by: {', '.join(broken)}")
+    chosen = np.concatenate(list(whole.values()))
+    return slices._replace(images=slices.images[chosen], names=[slices.names[i] for i in chosen])
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
     cli.make_folder(args.out)
     if args.no_show:
         plots.hide()
     slices = dataset.load_split(args.split, args.data, args.url)
-    vqvae = weights.load_vqvae(args.models)
+    vqvae, shape = weights.load_vqvae(args.models), (-1, *slices.images.shape[1:])
+    if weights.knows_heads(args.models):
+        slices = of_whole_heads(slices, vqvae.config.levels)
+        shape = (-1, vqvae.config.levels, *shape[1:])
+    decoded = vqvae.decode(vqvae.encode(slices.images.reshape(shape)))
     answers = {
-        "reconstructions": vqvae.decode(vqvae.encode(slices.images)),
+        "reconstructions": decoded.reshape(slices.images.shape),
         "mean_training_image": weights.load_mean_image(args.models),
         "black_image": np.float32(-0.5),
     }
@@ -89,7 +103,7 @@ def main(arguments=None):
         about = {"split": args.split, "digest": slices.digest, "slices": len(slices.names), "models": str(args.models)}
         part.write_text(json.dumps(about | figures, indent=1) + "\n")
     print(args.out / "ssim.csv", args.out / "ssim.json", sep="\n")
-    plots.save(plots.ssim_histogram(ssim, args.split), args.out / FIGURES["ssim"])
+    plots.save(plots.ssim_histogram(ssim, args.split), args.out / config.FIGURES["ssim"])
     plots.show()
 
 

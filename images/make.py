@@ -119,7 +119,7 @@ def heads_beside_real(data, ages=(25, 55, 85)):
     asked = [real.people[i]._replace(age=float(age)) for i, age in zip(chosen, ages)]  # of the same sex
     temperature = weights.load_temperature(config.MODELS / "head")
     codes = flow.sample_heads(vqvae, prior, len(ages), 0, traits_of(asked), temperature)
-    figure, axes = plt.subplots(1, 2 * len(ages), figsize=(4 * len(ages), 2.8))
+    figure, axes = plt.subplots(1, 2 * len(ages), figsize=(4 * len(ages), 3.1))
     for i, generated in enumerate(decoded(vqvae, codes)):
         person = real.people[chosen[i]]
         pair = (f"real, {person.age:g} years", real.grey[chosen[i]]), (f"generated, {ages[i]} years", generated)
