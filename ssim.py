@@ -2,6 +2,7 @@
 
     python ssim.py                    on the test split
     python ssim.py --split validate   on another one
+    python ssim.py --preset head      by the models of whole heads
 
 Writes ssim.csv (one image a line), ssim.json (the figures) and ssim_plot.png (the histogram). Two trivial answers get
 the same figures for comparison: a black image, and the mean of the training images.
