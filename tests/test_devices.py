@@ -128,26 +128,22 @@ def test_two_devices_train_what_one_does(alone, program, miniature):
     assert_same(models, alone)
 
 
-def test_codebook_starts_alike_on_one_device_on_two_and_with_two_workers(program, miniature):
+def test_codebook_starts_alike_on_one_device_and_with_two_workers(program, miniature):
     flags = ("--vqvae-epochs", 2, "--pixelcnn-epochs", 1, "--precision", "float32")
 
-    def called(name, code=""):
+    def called(name):
         models = program.folder / name
         out = ("--no-show", "--models", models, "--out", f"{models}_out")
-        script = SMOOTH + code + MAIN
-        return program.install().command("-c", script, "--data", miniature, *flags, *out), models
+        return program.install().command("-c", SMOOTH + MAIN, "--data", miniature, *flags, *out), models
 
     one, expected = called("kmeans")
     subprocess.run(one, cwd=program.folder, check=True)
-    two, models = called("kmeans_devices", TWO_DEVICES)
-    subprocess.run(two, cwd=program.folder, check=True)
     workers, shared = called("kmeans_workers")
     finish(start_workers(program, workers))
-    for folder in (models, shared):
-        arrays = arrays_of(folder)
-        for name, array in arrays_of(expected).items():
-            if name.startswith("vqvae"):
-                np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
+    arrays = arrays_of(shared)
+    for name, array in arrays_of(expected).items():
+        if name.startswith("vqvae"):
+            np.testing.assert_allclose(arrays[name], array, atol=1e-4, err_msg=name)
 
 
 def test_workers_of_which_one_was_killed_continue_to_the_same_end(alone, program, miniature):

@@ -322,14 +322,14 @@ def test_weights_of_heads_are_kept_in_half_the_bytes_and_say_the_same(whole):
 
 
 @pytest.mark.long
-def test_training_of_heads_interrupted_in_every_stage_ends_as_one_never_interrupted(program, heads, tmp_path):
+def test_training_of_heads_interrupted_in_its_later_stages_ends_as_one_never_interrupted(program, heads, tmp_path):
     arguments = (*heads[1], "--models", tmp_path / "models")
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        for stage in ("VQ-VAE", "adversarial", "flow"):
+        for stage in ("adversarial", "flow"):
             with pytest.MonkeyPatch.context() as inner:
                 stop_at(inner, stage, 1)
-                program.run(*arguments, *([] if stage == "VQ-VAE" else ["--resume"]), status=130)
+                program.run(*arguments, *([] if stage == "adversarial" else ["--resume"]), status=130)
         program.run(*arguments, "--resume")
     assert_same_set(tmp_path / "models", heads[0])
 

@@ -1,22 +1,14 @@
-"""Trainings that are killed, in processes of their own: they continue to the same end in every stage."""
+"""Trainings that are killed, in processes of their own: they continue to the same end."""
 
 import signal
 import subprocess
 import time
 
 import pytest
-from conftest import ROOT, TRAINING
+from conftest import TRAINING
 from outcomes import assert_same_set
 
 pytestmark = pytest.mark.long
-SMALL = f"""
-import sys
-sys.path.append({str(ROOT / "tests")!r})
-import pytest, conftest, train
-from brains import cli
-conftest.shrink(pytest.MonkeyPatch())
-cli.run(train.main)
-"""
 
 
 def start_and_kill(program, command, line):
@@ -45,17 +37,6 @@ def test_faithful_training_survives_kills(trained, program, miniature, tmp_path)
     _, err = program.process(*arguments, "--resume")
     assert "VQ-VAE: continuing after epoch 3" in err and "PixelCNN: continuing after epoch 1" in err
     assert_same_set(models, trained)
-
-
-def test_sharp_training_survives_kills_in_every_stage(sharp, program, tmp_path):
-    expected, call = sharp
-    models, stages = tmp_path / "models", ("VQ-VAE", "adversarial", "PixelCNN", "critic")
-    arguments = ("-c", SMALL, *call[1:], models, "--resume")
-    for stage in stages:
-        start_and_kill(program, program.command(*arguments), f"{stage}, epoch 2/2")
-    _, err = program.process(*arguments)
-    assert all(f"{stage}: continuing after epoch" in err for stage in stages)
-    assert_same_set(models, expected)
 
 
 def test_ctrl_c_says_how_to_continue(program, miniature, tmp_path):

@@ -83,7 +83,7 @@ def test_level_of_sharp_slices_is_read_about_as_well_as_that_of_real_ones(slices
     if not SHARP.exists():
         pytest.skip("no sharp weights are here")
     vqvae, pixelcnn = weights.load_models(SHARP)
-    asked = np.resize(np.arange(pixelcnn.levels), 96)
+    asked = np.resize(np.arange(pixelcnn.levels), 64)
     temperature = weights.load_temperature(SHARP)
     drawn = sampling.sample_best(vqvae, pixelcnn, *weights.load_critic(SHARP), len(asked), 0, temperature, asked)
     generated = slice_set(vqvae.decode(drawn), [f"sample {i}" for i in range(len(asked))], asked)

@@ -34,6 +34,7 @@ def phantoms(numbers, slices=4):
 
 def test_copies_are_worth_as_much_as_the_real_ones_and_noise_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(utility, "FEW", ())
+    monkeypatch.setattr(utility, "REPEATS", 1)
     real, test = phantoms(range(1, 9)), phantoms(range(20, 26))
     people = list(dict.fromkeys(real.groups))
     copies = real._replace(groups=np.full(32, ""))
