@@ -76,13 +76,14 @@ def main(arguments=None):
     if args.no_show:
         plots.hide()
     slices = dataset.load_split(args.split, args.data, args.url)
-    vqvae, shape = weights.load_vqvae(args.models), (-1, *slices.images.shape[1:])
+    vqvae = weights.load_vqvae(args.models)
     if weights.knows_heads(args.models):
         slices = of_whole_heads(slices, vqvae.config.levels)
-        shape = (-1, vqvae.config.levels, *shape[1:])
-    decoded = vqvae.decode(vqvae.encode(slices.images.reshape(shape)))
+        items = slices.images.reshape(-1, vqvae.config.levels, *slices.images.shape[1:])
+    else:
+        items = slices.images
     answers = {
-        "reconstructions": decoded.reshape(slices.images.shape),
+        "reconstructions": vqvae.decode(vqvae.encode(items)).reshape(slices.images.shape),
         "mean_training_image": weights.load_mean_image(args.models),
         "black_image": np.float32(-0.5),
     }

@@ -20,7 +20,6 @@ FREQUENCIES = np.geomspace(1, 1000, 32, dtype=np.float32)  # of the waves by whi
 SHIFT = 4  # how far times are shifted to noise, see `time_of`
 STEPS = 8  # of sampling, each with two looks at the velocity
 PORTION = 4  # heads that are sampled at a time
-STRETCHES = 1, 1.4  # the least and the most by which samples are stretched, see `set_stretch`
 
 
 class SlabConv2D(layers.Layer):
@@ -249,22 +248,3 @@ def sample_latents(flow, num, seed, traits, temperature=1.0, progress=iter):
 def sample_heads(vqvae, flow, num, seed, traits, temperature=1.0, progress=iter):
     """Draw code indices (num, S, h, w, depth) int32 of heads: those of latents that `sample_latents` draws."""
     return vqvae.codes_of(sample_latents(flow, num, seed, traits, temperature, progress))
-
-
-def set_stretch(vqvae, flow, latents, traits, seed):
-    """Set by how much samples of a HeadFlow are stretched about the mean head.
-
-    A network that has not learned everything answers the mean of what may be, so that samples vary less than heads do,
-    and are blurred. They are stretched until they have the detail of latents (N, S, h, w, D) of heads that were learned
-    from, whose traits (N, T) are given: the mean difference of neighbouring pixels.
-    """
-    flow.stretch.assign(1)
-    drawn = sample_latents(flow, len(traits), seed, traits)
-
-    def detail(latents):
-        heads = vqvae.decode(vqvae.codes_of(latents))
-        return sum(np.abs(np.diff(heads, axis=axis)).mean() for axis in (2, 3))
-
-    middle = np.asarray(flow.middle)
-    found = [detail(middle + stretch * (drawn - middle)) for stretch in STRETCHES]
-    flow.stretch.assign(np.interp(detail(latents), found, STRETCHES))

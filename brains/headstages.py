@@ -22,6 +22,7 @@ from brains.weights import as_used, copy_of
 SLICES, PLANES = 8, 16  # of each head, drawn at random, that the discriminators judge in a step
 KNOWN = 128  # heads, at most, that the mean of latents is taken of
 STRETCHED = 16  # of them, at most, that tell how far samples are stretched
+STRETCHES = 1, 1.4  # the least and the most by which they are, see `set_stretch`
 LOOKS = 4  # times at which a held-out head validates the flow
 
 
@@ -259,8 +260,25 @@ def train_flow(job, preset, whole, vqvae):
     figures_of = loop.validator(flow_loss, np.arange(len(often)), latents, told[often], times, noise, size=LOOKS)
     gradients = loop.gradients_of(training, loss)
     loop.fit(training, gradients, read, len(whole.seen), figures_of, reports.flow_line)
-    flow.set_stretch(vqvae, model, known[:STRETCHED], told[some[:STRETCHED]], job.seed)
+    set_stretch(vqvae, model, known[:STRETCHED], told[some[:STRETCHED]], job.seed)
     return training
+
+
+def set_stretch(vqvae, model, latents, told, seed):
+    """Set by how much samples of a HeadFlow are stretched about the mean head.
+
+    A network that has not learned everything answers the mean of what may be, so that samples vary less than heads do,
+    and are blurred. They are stretched until they are as sharp as the latents (N, S, h, w, D) of heads that were
+    learned from, whose traits (N, T) are told.
+    """
+    model.stretch.assign(1)
+    drawn, middle = flow.sample_latents(model, len(told), seed, told), np.asarray(model.middle)
+
+    def sharpness(latents):
+        return differences(np.concatenate(vqvae.decode(vqvae.codes_of(latents))))  # of all slices
+
+    found = [sharpness(middle + stretch * (drawn - middle)) for stretch in STRETCHES]
+    model.stretch.assign(np.interp(sharpness(latents), found, STRETCHES))
 
 
 def train_head(job, preset):

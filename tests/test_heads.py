@@ -137,6 +137,6 @@ def test_blurred_samples_are_stretched_to_the_detail_of_heads():
     middle, drawn = np.asarray(model.middle), flow.sample_latents(model, 6, 0, told)
     for detail, expected in ((1.25, 1.25), (0.8, 1), (3, 1.4)):
         heads_of_people = middle + detail * (drawn - middle)
-        flow.set_stretch(Transparent, model, heads_of_people, told, 0)
+        headstages.set_stretch(Transparent, model, heads_of_people, told, 0)
         np.testing.assert_allclose(model.stretch, expected, atol=0.02)
     np.testing.assert_allclose(flow.sample_latents(model, 6, 0, told), middle + 1.4 * (drawn - middle), atol=1e-4)

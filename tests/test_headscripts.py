@@ -336,7 +336,6 @@ def test_training_of_heads_interrupted_in_its_later_stages_ends_as_one_never_int
 
 @pytest.mark.long
 def test_page_shows_a_brain_in_a_browser(program, heads, tmp_path):
-
     browser = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no Chromium here")
